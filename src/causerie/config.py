@@ -1,0 +1,131 @@
+"""Every setting, defined once: its flag, its ``CAUSERIE_…`` variable, its YAML key and its line in the docs
+all come from the fields of ``Settings``.
+
+A field ``max_batch_size`` is ``--max-batch-size``, ``CAUSERIE_MAX_BATCH_SIZE`` and ``max_batch_size:``. What is
+given nearer to the command wins: flag, then environment, then file, then default.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from causerie.errors import ConfigError
+
+ENV_PREFIX = "CAUSERIE_"
+
+
+class Settings(BaseModel):
+    """The server's settings. Durations are seconds, sizes say their unit."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str = Field(
+        default="default",
+        description="The model: nothing for the default one (SmolLM2-135M-Instruct), a hub id (org/repo, or "
+        "org/repo:Q4_K_M for one GGUF of it), a local folder, or a local .gguf file.",
+    )
+    engine: Literal["auto", "openvino", "transformers", "scripted"] = Field(
+        default="auto",
+        description="What runs the model. auto picks by the model's form and says why; scripted needs no model.",
+    )
+    precision: Literal["balanced", "exact", "fast"] = Field(
+        default="balanced",
+        description="Trade of speed against faithfulness to the model's weights; docs/precision.md has the table.",
+    )
+    host: str = Field(default="127.0.0.1", description="Address to listen on.")
+    port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    max_batch_size: int = Field(default=64, ge=1, le=4096, description="Sequences that run at once.")
+    max_waiting: int = Field(
+        default=128, ge=0, le=100_000, description="Requests that may wait for their turn; past it: 429."
+    )
+    kv_cache_gib: float = Field(
+        default=1.0, gt=0, le=4096, description="Memory for the KV cache, in GiB; bounds what runs at once."
+    )
+    prefill_piece: int = Field(
+        default=256,
+        ge=32,
+        le=65536,
+        description="Longest piece, in tokens, in which a prompt is read before others get their turn.",
+    )
+    max_tokens: int = Field(
+        default=1024, ge=1, description="Output limit of a request that names none, in tokens."
+    )
+    max_output_tokens: int | None = Field(
+        default=None, ge=1, description="Highest output limit that a request may ask for; none: the context window."
+    )
+    context_overflow: Literal["drop_oldest", "error"] = Field(
+        default="drop_oldest",
+        description="When a chat socket's conversation no longer fits: drop the oldest turns whole, or answer "
+        "with an error.",
+    )
+    max_body_bytes: int = Field(default=4 * 2**20, ge=1024, description="Largest request body, in bytes.")
+    max_frame_bytes: int = Field(default=2**20, ge=1024, description="Largest WebSocket message, in bytes.")
+    body_timeout: float = Field(default=30.0, gt=0, description="Seconds for a request's body to arrive.")
+    send_timeout: float = Field(
+        default=60.0, gt=0, description="Seconds a client may take no byte of its answer before it is cut off."
+    )
+    heartbeat: float = Field(
+        default=10.0, gt=0, description="Seconds of silence after which an event stream gets a comment line."
+    )
+    shutdown_deadline: float = Field(
+        default=25.0, ge=0, description="Seconds that running answers have to finish after SIGTERM or Ctrl-C."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="How much is logged. Prompt and answer text never is."
+    )
+
+
+def load_settings(
+    flags: Mapping[str, Any] | None = None,
+    *,
+    file: Path | None = None,
+    environ: Mapping[str, str] = os.environ,
+) -> Settings:
+    """Settings from flags, environment and YAML file, in that order of strength.
+
+    ``flags`` holds only what was given. Raises ConfigError that names the setting and where it came from.
+    """
+    sources: dict[str, tuple[str, Any]] = {}
+    for key, value in _read_yaml(file).items():
+        sources[str(key)] = (f"{key!r} in {file.name if file else ''}", value)
+    for name in Settings.model_fields:
+        variable = ENV_PREFIX + name.upper()
+        if variable in environ:
+            sources[name] = (variable, environ[variable])
+    for name, value in (flags or {}).items():
+        sources[name] = ("--" + name.replace("_", "-"), value)
+    unknown = sorted(set(sources) - set(Settings.model_fields))
+    if unknown:
+        raise ConfigError(
+            f"Unknown setting {sources[unknown[0]][0]}. Known: {', '.join(sorted(Settings.model_fields))}.",
+            param=unknown[0],
+        )
+    try:
+        return Settings.model_validate({name: value for name, (_, value) in sources.items()})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0])
+        where, value = sources[name]
+        raise ConfigError(f"{where}: {first['msg']} (got {value!r}).", param=name) from None
+
+
+def _read_yaml(file: Path | None) -> dict[str, Any]:
+    if file is None:
+        return {}
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"Cannot read the settings file {file}: {error.strerror}.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} is not valid YAML: {error}.") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{file} must hold settings as 'name: value' lines.")
+    return content

@@ -1,0 +1,124 @@
+"""One tree of errors. What each means over HTTP and on a socket is said once, in ``causerie.web.errors``.
+
+``str(error)`` is for the person who caused it: what was wrong, which field, what to do. It never holds a
+path of the server, a traceback or another user's text.
+"""
+
+from __future__ import annotations
+
+
+class CauserieError(Exception):
+    """Base of every error that reaches a user.
+
+    ``code`` is the machine-readable name (the ``code`` of an OpenAI error object), ``param`` the field at fault.
+    """
+
+    code = "internal_error"
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+
+
+class InvalidRequest(CauserieError):
+    """The request cannot be understood or holds a value out of range."""
+
+    code = "invalid_value"
+
+
+class UnsupportedParameter(InvalidRequest):
+    """A parameter that this server or its engine cannot honour, refused by name rather than ignored."""
+
+    code = "unsupported_parameter"
+
+
+class ContextLengthExceeded(InvalidRequest):
+    """The prompt does not fit the model's context window."""
+
+    code = "context_length_exceeded"
+
+    def __init__(self, prompt_tokens: int, context_window: int, *, param: str | None = "messages") -> None:
+        super().__init__(
+            f"This model's context window is {context_window} tokens, but the prompt has {prompt_tokens} "
+            "and at least one must be left for the answer. Shorten the prompt.",
+            param=param,
+        )
+        self.prompt_tokens = prompt_tokens
+        self.context_window = context_window
+
+
+class RequestTooLarge(InvalidRequest):
+    """A body, frame or field over its documented cap."""
+
+    code = "request_too_large"
+
+
+class RequestTimeout(CauserieError):
+    """The client did not send the rest of its request in time."""
+
+    code = "request_timeout"
+
+
+class ModelNotFound(CauserieError):
+    """The request names a model that this server does not serve."""
+
+    code = "model_not_found"
+
+
+class DuplicateRequest(CauserieError):
+    """A request with this id is still running."""
+
+    code = "duplicate_request"
+
+
+class Overloaded(CauserieError):
+    """No room to run and no room to wait. ``retry_after`` is in whole seconds."""
+
+    code = "overloaded"
+
+    def __init__(self, message: str, *, retry_after: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class ShuttingDown(Overloaded):
+    """The server is draining: it takes no new work, and ends what cannot finish by its deadline."""
+
+    code = "server_shutting_down"
+
+
+class EngineError(CauserieError):
+    """The engine failed this request."""
+
+    code = "engine_error"
+
+
+class EngineOutOfMemory(EngineError):
+    """The engine had no KV-cache block left for this request and ended it unfinished."""
+
+    code = "engine_out_of_memory"
+
+
+class Cancelled(CauserieError):
+    """The response was stopped by somebody else than this reader."""
+
+    code = "cancelled"
+
+
+class ModelUnavailable(CauserieError):
+    """A model reference that cannot be fetched, found, read or converted."""
+
+    code = "model_unavailable"
+
+
+class MissingExtra(ModelUnavailable):
+    """The default install cannot load this; the message names the extra that can."""
+
+    code = "missing_extra"
+
+
+class ConfigError(CauserieError):
+    """A setting with an impossible value, or an unknown one."""
+
+    code = "invalid_setting"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from causerie.errors import CauserieError
 
@@ -24,9 +24,14 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class ChatPrompt:
-    """A conversation to be rendered through the model's own template, ready for the assistant's turn."""
+    """A conversation to be rendered through the model's own template, ready for the assistant's turn.
+
+    ``overflow`` says what happens when it does not fit the context window: an error, or the oldest turns are
+    left out whole (``Started.dropped_messages`` says how many messages went).
+    """
 
     messages: tuple[Message, ...]
+    overflow: Literal["error", "drop_oldest"] = "error"
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +155,8 @@ class Started:
     """The engine has the whole request; text follows."""
 
     prompt_tokens: int
+    dropped_messages: int = 0
+    """How many of the oldest messages (after a leading system message) were left out to fit the window."""
 
 
 @dataclass(frozen=True, slots=True)

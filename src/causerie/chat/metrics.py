@@ -50,20 +50,14 @@ class Metrics:
         for cause in CancelCause:
             self._cancellations.labels(cause.value)
         self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of requests that ended.")
-        self._queue_time = self._histogram(
-            "request_queue_time_seconds", "Time spent waiting.", _REQUEST_BUCKETS
-        )
+        self._queue_time = self._histogram("request_queue_time_seconds", "Time spent waiting.", _REQUEST_BUCKETS)
         self._first_token = self._histogram(
             "time_to_first_token_seconds",
             "Time from a request's arrival to its first token.",
             _FIRST_TOKEN_BUCKETS,
         )
-        self._latency = self._histogram(
-            "e2e_request_latency_seconds", "Time of whole requests.", _REQUEST_BUCKETS
-        )
-        self._prompt_size = self._histogram(
-            "request_prompt_tokens", "Prompt tokens per request.", _TOKEN_BUCKETS
-        )
+        self._latency = self._histogram("e2e_request_latency_seconds", "Time of whole requests.", _REQUEST_BUCKETS)
+        self._prompt_size = self._histogram("request_prompt_tokens", "Prompt tokens per request.", _TOKEN_BUCKETS)
         self._answer_size = self._histogram(
             "request_generation_tokens", "Generated tokens per request.", _TOKEN_BUCKETS
         )
@@ -99,9 +93,7 @@ class Metrics:
         """``count`` tokens came, each ``gap_seconds`` after its choice's last; None for a first one."""
         self._tokens.add(count, gap_seconds)
 
-    def finished(
-        self, reason: FinishReason, prompt_tokens: int, completion_tokens: int, seconds: float
-    ) -> None:
+    def finished(self, reason: FinishReason, prompt_tokens: int, completion_tokens: int, seconds: float) -> None:
         """A request that was submitted ended, after ``seconds``; ``completion_tokens`` of all its choices."""
         self._ended.labels(reason.value).inc()
         self._prompt_tokens.inc(prompt_tokens)

@@ -1,0 +1,84 @@
+"""From settings to a service: resolve the model, choose the engine, load the text side."""
+
+from __future__ import annotations
+
+import logging
+
+from causerie.chat.service import ChatService
+from causerie.config import Settings
+from causerie.engines.base import Engine
+from causerie.engines.scripted import ScriptedEngine
+from causerie.errors import ConfigError
+from causerie.models.folder import ModelFolder
+from causerie.models.precision import PRECISIONS
+from causerie.models.resolve import Progress, resolve
+from causerie.text.model import TextModel
+
+logger = logging.getLogger("causerie.build")
+
+_SCRIPTED_PACE = 0.03
+"""Seconds between the scripted engine's steps, so that an interface has something to show."""
+
+
+def build_service(settings: Settings, *, progress: Progress | None = None) -> ChatService:
+    """A service for what ``settings`` name. Fetches and converts the model where that was not done before.
+
+    Blocking, for minutes the first time. Raises ModelUnavailable, MissingExtra or ConfigError.
+    """
+    if settings.engine == "scripted":
+        return scripted_service(settings, ScriptedEngine(step_seconds=_SCRIPTED_PACE, ids_per_step=4))
+    precision = PRECISIONS[settings.precision]
+    folder = resolve(settings.model, form=precision.form, engine=settings.engine, progress=progress)
+    name, why = choose_engine(settings, folder)
+    logger.info("engine: %s (%s)", name, why)
+    text = TextModel.load(folder.path, eos_token_ids=folder.eos_token_ids, bos_token_id=folder.bos_token_id)
+    engine = openvino_engine(folder, settings) if name == "openvino" else transformers_engine(folder, settings)
+    return ChatService(engine, text, folder.name, settings)
+
+
+def scripted_service(settings: Settings, engine: ScriptedEngine | None = None) -> ChatService:
+    """A service without a model: the scripted engine, and the byte vocabulary that goes with it."""
+    return ChatService(engine or ScriptedEngine(), TextModel.bytes(), "scripted", settings)
+
+
+def choose_engine(settings: Settings, folder: ModelFolder) -> tuple[str, str]:
+    """The engine's name, and why it is that one. Raises ConfigError where the wanted one cannot load the folder."""
+    fits = "openvino" if folder.format == "openvino" else "transformers"
+    if settings.engine == "auto":
+        form = "an OpenVINO model" if fits == "openvino" else "a safetensors model"
+        return fits, f"{folder.name} is {form}"
+    if settings.engine != fits:
+        raise ConfigError(
+            f"The {settings.engine} engine cannot load {folder.name}: its weights are {folder.format}. "
+            f"Use --engine {fits} or --engine auto.",
+            param="engine",
+        )
+    return settings.engine, "asked for"
+
+
+def openvino_engine(folder: ModelFolder, settings: Settings) -> Engine:
+    from causerie.engines.openvino import OpenVINOEngine
+
+    return OpenVINOEngine(
+        folder.path,
+        context_window=folder.context_window,
+        eos_token_ids=folder.eos_token_ids,
+        kv_bytes_per_token=folder.kv_bytes_per_token,
+        kv_cache_bytes=int(settings.kv_cache_gib * 2**30),
+        max_sequences=settings.max_batch_size,
+        batched_tokens=max(256, settings.prefill_piece + settings.max_batch_size),
+        properties=PRECISIONS[settings.precision].properties,
+    )
+
+
+def transformers_engine(folder: ModelFolder, settings: Settings) -> Engine:
+    from causerie.engines.transformers import TransformersEngine
+
+    return TransformersEngine(
+        folder.path,
+        context_window=folder.context_window,
+        eos_token_ids=folder.eos_token_ids,
+        kv_bytes_per_token=folder.kv_bytes_per_token,
+        kv_cache_bytes=int(settings.kv_cache_gib * 2**30),
+        max_sequences=settings.max_batch_size,
+    )

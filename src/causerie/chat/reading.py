@@ -1,0 +1,154 @@
+"""Reading long prompts in pieces, so that nobody waits for the whole of somebody else's.
+
+One piece is in flight per engine. After each piece the next prompt in line has its turn, and between two pieces
+the engine's running streams take a step. What a piece read stays in the engine's prefix cache; so the next piece
+costs only what is new.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Sequence
+
+from causerie.engines.base import EndReason, Engine, Update
+
+
+class PrefixMirror:
+    """A guess at which prompt blocks the engine's prefix cache holds: the most recently used ``capacity`` blocks.
+
+    Wrong guesses cost time, never text: a block thought cached is read in one longer piece, and the other way
+    round a piece ends at once. So it is not a source for ``cached_tokens``.
+    """
+
+    def __init__(self, block: int, capacity: int) -> None:
+        self._block = block
+        self._capacity = capacity
+        self._blocks: OrderedDict[int, None] = OrderedDict()
+
+    def known(self, ids: Sequence[int]) -> int:
+        """How many tokens at the head of ``ids`` are thought to be cached; a multiple of the block size."""
+        known = 0
+        for end, key in self._keys(ids):
+            if key not in self._blocks:
+                break
+            self._blocks.move_to_end(key)
+            known = end
+        return known
+
+    def add(self, ids: Sequence[int]) -> None:
+        for _, key in self._keys(ids):
+            self._blocks[key] = None
+            self._blocks.move_to_end(key)
+        while len(self._blocks) > self._capacity:
+            self._blocks.popitem(last=False)
+
+    def _keys(self, ids: Sequence[int]) -> Iterator[tuple[int, int]]:
+        key = 0
+        for end in range(self._block, len(ids) + 1, self._block):
+            key = hash((key, *ids[end - self._block : end]))
+            yield end, key
+
+
+class Reading:
+    """One prompt on its way into the cache: its first ``until`` tokens."""
+
+    __slots__ = ("done", "ids", "on_progress", "on_ready", "sequence", "until")
+
+    def __init__(
+        self,
+        ids: Sequence[int],
+        until: int,
+        done: int,
+        on_progress: Callable[[int], None],
+        on_ready: Callable[[Update | None], None],
+    ) -> None:
+        self.ids = ids
+        self.until = until
+        self.done = done
+        self.on_progress = on_progress
+        self.on_ready = on_ready
+        self.sequence: int | None = None
+
+
+class PromptReader:
+    """Takes turns between the prompts that are being read. Runs on the event loop; ``update`` is fed by the service."""
+
+    def __init__(self, engine: Engine, *, piece: int, next_sequence: Callable[[], int]) -> None:
+        block = engine.info.prefix_block
+        self._engine = engine
+        self._block = block
+        # A cache keeps whole blocks only, so a piece that ended inside one would be read again.
+        self._piece = max(block, piece // block * block) if block else 0
+        self._next_sequence = next_sequence
+        self._turns: deque[Reading] = deque()
+        self._in_flight: Reading | None = None
+        self._mirror = PrefixMirror(block, engine.info.kv_tokens // block) if block else None
+
+    def begin(
+        self,
+        ids: Sequence[int],
+        *,
+        whole: bool,
+        on_progress: Callable[[int], None],
+        on_ready: Callable[[Update | None], None],
+    ) -> Reading | None:
+        """Read ``ids`` in pieces until at most one piece is left, or, with ``whole``, until no whole block is.
+
+        Returns None if there is nothing to read ahead: then neither callback is called. ``on_progress`` gets the
+        number of tokens read. ``on_ready`` gets None, or the update that says why the engine failed.
+        """
+        if self._mirror is None:
+            return None
+        last = len(ids) - 1  # One token at least is left to be read with the request itself.
+        until = last // self._block * self._block if whole else max(0, last - 1) // self._piece * self._piece
+        known = min(self._mirror.known(ids), until)
+        if until - known <= 0 or (not whole and len(ids) - known <= self._piece):
+            return None
+        reading = Reading(ids, until, known, on_progress, on_ready)
+        self._turns.append(reading)
+        self._next_piece()
+        return reading
+
+    def remember(self, ids: Sequence[int]) -> None:
+        """Note that the engine has computed ``ids``."""
+        if self._mirror is not None:
+            self._mirror.add(ids)
+
+    def cancel(self, reading: Reading) -> None:
+        """Read no more of it; neither of its callbacks is called any more."""
+        if reading in self._turns:
+            self._turns.remove(reading)
+        elif reading is self._in_flight and reading.sequence is not None:
+            reading.on_progress = lambda _: None
+            reading.on_ready = lambda _: None
+            reading.until = 0
+            self._engine.cancel(reading.sequence)
+
+    def update(self, update: Update) -> bool:
+        """Take an engine's update; False if it is not of a piece."""
+        reading = self._in_flight
+        if reading is None or reading.sequence != update.sequence:
+            return False
+        if update.ended is None:
+            return True
+        self._in_flight = None
+        reading.sequence = None
+        if update.ended is EndReason.PREFILLED:
+            reading.done = min(reading.done + self._piece, max(reading.until, reading.done))
+            self.remember(reading.ids[: reading.done])
+            reading.on_progress(reading.done)
+            if reading.done < reading.until:
+                self._turns.append(reading)
+                self._next_piece()
+                return True
+        # Before the next piece, so that the engine meets the finished prompt's own request first.
+        reading.on_ready(None if update.ended is EndReason.PREFILLED else update)
+        self._next_piece()
+        return True
+
+    def _next_piece(self) -> None:
+        if self._in_flight is None and self._turns:
+            reading = self._in_flight = self._turns.popleft()
+            reading.sequence = self._next_sequence()
+            end = min(reading.done + self._piece, reading.until)
+            self._engine.prefill(reading.sequence, reading.ids[:end])

@@ -1,0 +1,219 @@
+"""One request inside the service: its log, its ticket, its sequences, and the verbs that move it on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Protocol
+
+from causerie.chat.admission import Ticket
+from causerie.chat.choice import Choice
+from causerie.chat.log import ResponseLog
+from causerie.chat.metrics import Metrics
+from causerie.chat.reading import PromptReader, Reading
+from causerie.engines.base import EndReason, Engine, Update
+from causerie.errors import CauserieError, EngineError, EngineOutOfMemory
+from causerie.text.model import TextModel
+from causerie.types import (
+    CancelCause,
+    Failed,
+    Finished,
+    FinishReason,
+    GenerationRequest,
+    Part,
+    PrefillProgress,
+    Queued,
+    SamplingParams,
+    Started,
+    TextDelta,
+    Usage,
+)
+
+
+class Owner(Protocol):
+    """What a response needs of the service that it belongs to."""
+
+    engine: Engine
+    text: TextModel
+    metrics: Metrics
+    reader: PromptReader
+
+    def open_sequence(self, response: Response, choice: Choice) -> None: ...
+
+    def settled(self, response: Response) -> None:
+        """The log has its terminal event and the engine holds none of the sequences any more."""
+
+
+class Response:
+    """Moves from waiting to reading to running to ended, and never back.
+
+    Two ends are kept apart: the log's (a reader is told at once) and the engine's (the permit returns only when
+    the engine is done with a sequence).
+    """
+
+    def __init__(
+        self,
+        owner: Owner,
+        request: GenerationRequest,
+        log: ResponseLog,
+        ticket: Ticket,
+        ids: Sequence[int],
+        sampling: SamplingParams,
+        dropped_messages: int,
+    ) -> None:
+        self.log = log
+        self._owner = owner
+        self._request = request
+        self._ticket = ticket
+        self._ids = ids
+        self._sampling = sampling
+        self._dropped = dropped_messages
+        self._reading: Reading | None = None
+        self._choices: list[Choice] = []
+        self._open: set[int] = set()
+        self._parts: list[Part] = []
+        self._cached: int | None = None
+        self._created = time.perf_counter()
+        self._said_first = False
+
+    def enqueue(self) -> None:
+        """Ask for a turn; it may come at once. Raises InvalidRequest where it could never come."""
+        n = self._request.n
+        self._ticket.request(n, n * self._kv_tokens, self._begin)
+        if not self._ticket.granted:
+            self.log.append(Queued(self._ticket.position))
+
+    @property
+    def _kv_tokens(self) -> int:
+        """What one sequence may come to hold, in whole cache blocks."""
+        block = self._owner.engine.info.prefix_block or 1
+        return -(-(len(self._ids) + self._sampling.max_tokens) // block) * block
+
+    @property
+    def _usage(self) -> Usage:
+        return Usage(len(self._ids), sum(len(choice.ids) for choice in self._choices), self._cached)
+
+    def _begin(self) -> None:
+        self._owner.metrics.queue_time(time.perf_counter() - self._created)
+        self._reading = self._owner.reader.begin(
+            self._ids, whole=self._request.n > 1, on_progress=self._progress, on_ready=self._read
+        )
+        if self._reading is None:
+            self._run()
+        else:
+            self._progress(self._reading.done)
+
+    def _progress(self, read: int) -> None:
+        self.log.append(PrefillProgress(read, len(self._ids)))
+
+    def _read(self, failure: Update | None) -> None:
+        self._reading = None
+        if failure is None:
+            self._run()
+        else:
+            self.fail(_error(failure))
+
+    def _run(self) -> None:
+        owner, seed = self._owner, self._sampling.seed
+        self.log.append(Started(len(self._ids), self._dropped))
+        for index in range(self._request.n):
+            sampling = self._sampling if seed is None or not index else replace(self._sampling, seed=seed + index)
+            choice = Choice(index, -1, owner.text.detokenizer(), self._request.stop)
+            owner.open_sequence(self, choice)
+            self._choices.append(choice)
+            self._open.add(choice.sequence)
+            owner.engine.submit(choice.sequence, self._ids, sampling)
+
+    def update(self, choice: Choice, update: Update, now: float) -> None:
+        """Take what one of its sequences gained; nothing is logged before ``flush``."""
+        if choice.reason is None and not self.log.ended:
+            if update.ended in (None, EndReason.STOP, EndReason.LENGTH):
+                self._advance(choice, update, now)
+            else:
+                self.flush()
+                self.fail(_error(update))
+        if update.ended is not None:
+            self._close(choice)
+
+    def _advance(self, choice: Choice, update: Update, now: float) -> None:
+        metrics = self._owner.metrics
+        if update.ids:
+            if not self._said_first:
+                self._said_first = True
+                self._cached = update.cached_tokens
+                metrics.first_token(now - self._created)
+            last, choice.last_time = choice.last_time, now
+            metrics.tokens(len(update.ids), None if last is None else now - last)
+        part = choice.advance(update)
+        if part is not None:
+            self._parts.append(part)
+        if choice.reason is not None and update.ended is None:
+            self._owner.engine.cancel(choice.sequence)
+
+    def flush(self) -> None:
+        """Log what the step brought, as one event, and the end if it was the last."""
+        if self.log.ended:
+            return
+        if self._parts:
+            self.log.append(TextDelta(tuple(self._parts)))
+            self._parts = []
+        reasons = tuple(choice.reason for choice in self._choices if choice.reason is not None)
+        if reasons and len(reasons) == self._request.n:
+            self._end(Finished(reasons, self._usage), reasons[0])
+
+    def cancel(self, cause: CancelCause) -> None:
+        """End it for its readers now; the engine follows within a step."""
+        if self.log.ended:
+            return
+        self.flush()
+        if self.log.ended:
+            return
+        self._owner.metrics.cancelled(cause)
+        reasons = tuple(choice.reason or FinishReason.CANCELLED for choice in self._choices)
+        reasons += (FinishReason.CANCELLED,) * (self._request.n - len(reasons))
+        self._end(Finished(reasons, self._usage), FinishReason.CANCELLED)
+
+    def fail(self, error: CauserieError) -> None:
+        """End it for its readers as failed; whatever still runs of it is cancelled."""
+        if not self.log.ended:
+            self._owner.metrics.failed(error.code)
+            self._end(Failed(error, self._usage), FinishReason.ERROR)
+
+    def _end(self, terminal: Finished | Failed, reason: FinishReason) -> None:
+        if self._reading is not None:
+            self._owner.reader.cancel(self._reading)
+            self._reading = None
+        for choice in self._choices:
+            if choice.sequence in self._open and choice.reason is None:
+                self._owner.engine.cancel(choice.sequence)
+        usage = terminal.usage
+        seconds = time.perf_counter() - self._created
+        self._owner.metrics.finished(reason, usage.prompt_tokens, usage.completion_tokens, seconds)
+        self.log.append(terminal)
+        self._settle()
+
+    def _close(self, choice: Choice) -> None:
+        self._open.discard(choice.sequence)
+        self._owner.reader.remember([*self._ids, *choice.ids[:-1]])
+        if self._open:
+            self._ticket.give_back(1, self._kv_tokens)
+        self._settle()
+
+    def _settle(self) -> None:
+        if self.log.ended and not self._open:
+            self._ticket.release()
+            self._owner.settled(self)
+
+
+def _error(update: Update) -> CauserieError:
+    match update.ended:
+        case EndReason.OUT_OF_MEMORY:
+            return EngineOutOfMemory(
+                "The engine ran out of KV-cache memory for this request and ended it unfinished. "
+                "Ask for fewer tokens, or give the server a larger cache (kv_cache_gib)."
+            )
+        case EndReason.CANCELLED:
+            return EngineError("The engine was stopped while this answer was being generated.")
+        case _:
+            return EngineError(update.detail or "The engine failed.")

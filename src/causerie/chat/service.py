@@ -1,0 +1,332 @@
+"""The service: takes requests in, feeds the engine, and turns each of its steps into events of response logs.
+
+Everything here runs on one event loop, except encoding (a small thread pool) and the engine's own thread, whose
+steps arrive as one call each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields, replace
+
+from causerie.chat.admission import Admission, Ticket
+from causerie.chat.choice import Choice
+from causerie.chat.conversation import without_oldest_turn
+from causerie.chat.log import ResponseLog
+from causerie.chat.metrics import Metrics
+from causerie.chat.reading import PromptReader
+from causerie.chat.response import Response
+from causerie.config import Settings
+from causerie.engines.base import Engine, EngineInfo, Update
+from causerie.errors import (
+    CauserieError,
+    ContextLengthExceeded,
+    DuplicateRequest,
+    InvalidRequest,
+    Overloaded,
+    ShuttingDown,
+    UnsupportedParameter,
+)
+from causerie.text.model import TextModel
+from causerie.types import CancelCause, ChatPrompt, GenerationRequest, Prompt, SamplingParams, TextPrompt
+
+logger = logging.getLogger("causerie.chat")
+
+_ENCODE_INLINE = 4096
+"""Prompts of fewer characters are encoded on the loop: handing them to a thread costs more."""
+
+
+class ChatService:
+    """One model, ready to answer. Build it with ``causerie.chat.build``; ``start`` loads the weights."""
+
+    def __init__(self, engine: Engine, text: TextModel, model_name: str, settings: Settings) -> None:
+        info = engine.info
+        self.engine = engine
+        self.text = text
+        self.model_name = model_name
+        self.settings = settings
+        self.metrics = Metrics()
+        self.reader = PromptReader(engine, piece=settings.prefill_piece, next_sequence=self._next_sequence)
+        self._numbers = itertools.count(1)
+        self._admission = Admission(
+            max_sequences=min(settings.max_batch_size, info.max_sequences),
+            kv_tokens=info.kv_tokens,
+            max_waiting=settings.max_waiting,
+        )
+        self._responses: dict[str, Response | None] = {}
+        self._sequences: dict[int, tuple[Response, Choice]] = {}
+        self._lingering: dict[ResponseLog, None] = {}
+        self._encoders = ThreadPoolExecutor(2, thread_name_prefix="causerie-encode")
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._idle: asyncio.Future[None] | None = None
+        self._probe: tuple[int, asyncio.Future[None]] | None = None
+        self._started = False
+        self._draining = False
+        self.metrics.watch(
+            running=lambda: self._admission.sequences_running,
+            waiting=lambda: self._admission.waiting,
+            kv_usage=lambda: self.engine.stats().kv_usage,
+        )
+
+    @property
+    def info(self) -> EngineInfo:
+        return self.engine.info
+
+    @property
+    def ready(self) -> bool:
+        """Whether new requests are taken: from the end of ``start`` to ``drain``."""
+        return self._started and not self._draining
+
+    @property
+    def running(self) -> int:
+        """Sequences that hold a permit."""
+        return self._admission.sequences_running
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for their turn."""
+        return self._admission.waiting
+
+    @property
+    def default_max_tokens(self) -> int:
+        """The output limit of a request that names none, in tokens."""
+        return min(self.settings.max_tokens, self.settings.max_output_tokens or self.settings.max_tokens)
+
+    async def start(self) -> None:
+        """Load the model. Raises ModelUnavailable."""
+        self._loop = asyncio.get_running_loop()
+        await asyncio.to_thread(self.engine.start, self._deliver)
+        self._started = True
+
+    async def stop(self) -> None:
+        """End what still runs, then the engine. Safe to call twice, and without ``start``."""
+        self._draining = True
+        self._admission.close()
+        self._fail_all()
+        await asyncio.to_thread(self.engine.stop)
+        await asyncio.sleep(0)  # The engine's last delivery is already scheduled on this loop.
+        self._encoders.shutdown(wait=False, cancel_futures=True)
+
+    async def drain(self, deadline: float) -> None:
+        """Take no new requests; let those inside finish for ``deadline`` seconds, then end them as failed."""
+        self._draining = True
+        self._admission.close()
+        if self._responses and deadline > 0:
+            self._idle = asyncio.get_running_loop().create_future()
+            try:
+                async with asyncio.timeout(deadline):
+                    await self._idle
+            except TimeoutError:
+                pass
+            finally:
+                self._idle = None
+        self._fail_all()
+
+    async def create(self, request: GenerationRequest) -> ResponseLog:
+        """Take a request in; returns its log as soon as it waits or runs.
+
+        Raises, in this order: DuplicateRequest, ShuttingDown or Overloaded before anything is computed;
+        InvalidRequest, ContextLengthExceeded or UnsupportedParameter after. The caller takes a reader at once,
+        and closes it in a ``finally``: when the last reader leaves, the response is cancelled.
+        """
+        try:
+            ticket = self._enter(request)
+        except CauserieError as error:
+            self.metrics.rejected(error.code)
+            raise
+        try:
+            self._check_parameters(request)
+            ids, dropped = await self._encode(request, ticket)
+            sampling = self._fit(request, len(ids))
+            log = ResponseLog(
+                request.id,
+                on_cancel=lambda cause: response.cancel(cause),
+                on_abandoned=self._abandoned,
+            )
+            response = Response(self, request, log, ticket, ids, sampling, dropped)
+            self._responses[request.id] = response
+            response.enqueue()
+        except BaseException as error:
+            # An encoding thread that is still at work keeps its place until it is done; see _encode.
+            if not isinstance(error, asyncio.CancelledError):
+                ticket.release()
+            self._forget(request.id)
+            if isinstance(error, CauserieError):
+                self.metrics.rejected(error.code)
+            raise
+        self.metrics.submitted()
+        return log
+
+    async def check_decode(self, timeout: float) -> bool:
+        """Whether the engine decodes: one token of a fixed prompt, within ``timeout`` seconds, past the queue."""
+        if not self._started or self._loop is None:
+            return False
+        if self._probe is None:
+            number = self._next_sequence()
+            self._probe = (number, self._loop.create_future())
+            ids = self.text.encode(TextPrompt("a"))
+            self.engine.submit(number, ids, SamplingParams(max_tokens=1, temperature=0.0))
+        done, _ = await asyncio.wait([self._probe[1]], timeout=timeout)
+        return bool(done)
+
+    def open_sequence(self, response: Response, choice: Choice) -> None:
+        """Give a choice its number, under which the engine's updates find it."""
+        choice.sequence = self._next_sequence()
+        self._sequences[choice.sequence] = (response, choice)
+
+    def settled(self, response: Response) -> None:
+        """Forget a response that is over for the engine; its log lives on with its readers."""
+        log = response.log
+        if self._responses.get(log.id) is response:
+            self._forget(log.id)
+        if log.reader_count:
+            self._lingering[log] = None
+
+    def _next_sequence(self) -> int:
+        return next(self._numbers)
+
+    def _enter(self, request: GenerationRequest) -> Ticket:
+        if request.id in self._responses:
+            raise DuplicateRequest(f"A request with the id {request.id!r} is still running.", param="request_id")
+        if not self.ready:
+            raise ShuttingDown("The server is not ready, or is shutting down.", retry_after=5)
+        limit = self.settings.max_batch_size + self.settings.max_waiting
+        if len(self._lingering) >= limit:
+            raise Overloaded(f"{limit} finished answers are still being read. Try again later.")
+        ticket = self._admission.enter()
+        self._responses[request.id] = None
+        return ticket
+
+    def _forget(self, request_id: str) -> None:
+        self._responses.pop(request_id, None)
+        if self._idle is not None and not self._responses and not self._idle.done():
+            self._idle.set_result(None)
+
+    def _abandoned(self, log: ResponseLog) -> None:
+        self._lingering.pop(log, None)
+        log.cancel(CancelCause.CLIENT)
+
+    def _fail_all(self) -> None:
+        for response in list(self._responses.values()):
+            if response is not None:
+                response.fail(ShuttingDown("The server shut down before this answer was finished.", retry_after=5))
+
+    async def _encode(self, request: GenerationRequest, ticket: Ticket) -> tuple[list[int], int]:
+        reserve = min(request.sampling.max_tokens, self.info.context_window // 4)
+        if _characters(request.prompt) < _ENCODE_INLINE:
+            return self._encode_fitting(request.prompt, reserve)
+        future = asyncio.get_running_loop().run_in_executor(
+            self._encoders, self._encode_fitting, request.prompt, reserve
+        )
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            # The thread cannot be stopped; releasing the place before would let a hasty client pile threads up.
+            future.add_done_callback(lambda done: _release_after(done, ticket))
+            raise
+
+    def _encode_fitting(self, prompt: Prompt, reserve: int) -> tuple[list[int], int]:
+        """The prompt's ids, and how many of its oldest messages were left out to keep ``reserve`` tokens free."""
+        ids = self.text.encode(prompt)
+        if not isinstance(prompt, ChatPrompt) or prompt.overflow == "error":
+            return ids, 0
+        messages = prompt.messages
+        while len(ids) + reserve > self.info.context_window:
+            shorter = without_oldest_turn(messages)
+            if shorter is None:
+                break
+            messages = shorter
+            ids = self.text.encode(ChatPrompt(messages))
+        return ids, len(prompt.messages) - len(messages)
+
+    def _check_parameters(self, request: GenerationRequest) -> None:
+        sampling, info = request.sampling, self.info
+        for field in fields(SamplingParams):
+            if field.name == "max_tokens" or field.name in info.parameters:
+                continue
+            if getattr(sampling, field.name) != field.default:
+                raise UnsupportedParameter(
+                    f"The {info.name} engine cannot honour '{field.name}'. Leave it out, or serve the model with "
+                    "another engine.",
+                    param=field.name,
+                )
+        if sampling.logprobs is not None and sampling.logprobs > info.top_logprobs:
+            raise UnsupportedParameter(
+                f"The {info.name} engine reports at most {info.top_logprobs} alternatives per token, not "
+                f"{sampling.logprobs}; the sampled token's own log-probability needs none.",
+                param="top_logprobs",
+            )
+        limit = self.settings.max_output_tokens
+        if limit is not None and sampling.max_tokens > limit:
+            raise InvalidRequest(
+                f"'max_tokens' is {sampling.max_tokens}, but this server allows at most {limit}.", param="max_tokens"
+            )
+
+    def _fit(self, request: GenerationRequest, prompt_tokens: int) -> SamplingParams:
+        """The sampling parameters with the output limit lowered to what the context window leaves."""
+        window = self.info.context_window
+        left = window - prompt_tokens
+        if left < 1:
+            param = "messages" if isinstance(request.prompt, ChatPrompt) else "prompt"
+            raise ContextLengthExceeded(prompt_tokens, window, param=param)
+        sampling = replace(request.sampling, max_tokens=min(request.sampling.max_tokens, left))
+        if sampling.min_tokens > sampling.max_tokens:
+            raise InvalidRequest(
+                f"'min_tokens' is {sampling.min_tokens}, but at most {sampling.max_tokens} can be generated here.",
+                param="min_tokens",
+            )
+        return sampling
+
+    def _deliver(self, updates: Sequence[Update]) -> None:
+        """On the engine's thread: hand a whole step to the loop."""
+        assert self._loop is not None
+        try:
+            self._loop.call_soon_threadsafe(self._on_step, updates)
+        except RuntimeError:
+            logger.debug("a step came after the event loop had closed")
+
+    def _on_step(self, updates: Sequence[Update]) -> None:
+        now = time.perf_counter()
+        touched: dict[Response, None] = {}
+        for update in updates:
+            found = self._sequences.get(update.sequence)
+            if found is None:
+                self._on_other(update)
+                continue
+            response, choice = found
+            if update.ended is not None:
+                del self._sequences[update.sequence]
+            response.update(choice, update, now)
+            touched[response] = None
+        for response in touched:
+            response.flush()
+
+    def _on_other(self, update: Update) -> None:
+        if self._probe is not None and self._probe[0] == update.sequence:
+            if update.ids and not self._probe[1].done():
+                self._probe[1].set_result(None)
+            if update.ended is not None:
+                self._probe = None
+        else:
+            self.reader.update(update)
+
+
+def _release_after(encoding: asyncio.Future[tuple[list[int], int]], ticket: Ticket) -> None:
+    ticket.release()
+    if not encoding.cancelled():
+        encoding.exception()  # Looked at, so that asyncio does not complain: nobody waits for it any more.
+
+
+def _characters(prompt: Prompt) -> int:
+    match prompt:
+        case ChatPrompt(messages):
+            return sum(len(message.content) for message in messages)
+        case TextPrompt(text):
+            return len(text)
+        case _:
+            return 0

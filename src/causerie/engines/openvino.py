@@ -1,0 +1,235 @@
+"""OpenVINO GenAI's continuous batching as an engine: paged KV cache, prefix caching, all sequences in each step.
+
+What was read and tried of the runtime stands in ``docs/decisions.md``. What matters here: it enforces neither a
+context window nor ``max_num_seqs`` (the service does), it says IGNORED where it ran out of blocks (a failure, not
+a finish), it does not say how many prompt tokens it reused, and it samples every request that names no seed
+from the same seed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino
+import openvino_genai
+from openvino_genai import py_openvino_genai
+
+from causerie.engines.base import EndReason, EngineInfo, EngineStats, Update
+from causerie.engines.stepping import Cancel, Command, SteppingEngine, Submit
+from causerie.errors import ModelUnavailable
+from causerie.types import SamplingParams, TokenLogprob
+
+_Status = py_openvino_genai.GenerationStatus
+_Finish = py_openvino_genai.GenerationFinishReason
+
+BLOCK = 32
+"""Tokens in a block of the paged KV cache on CPU."""
+
+_HONOURED = frozenset(
+    {
+        "temperature",
+        "top_p",
+        "top_k",
+        "min_p",
+        "repetition_penalty",
+        "presence_penalty",
+        "frequency_penalty",
+        "seed",
+        "min_tokens",
+        "ignore_eos",
+        "stop_token_ids",
+        "logprobs",
+    }
+)
+
+_ELEMENT_BYTES = {"u8": 1.125, "f16": 2, "bf16": 2, "f32": 4}
+"""Bytes that one element of the KV cache takes; u8 keeps a scale and a zero point beside each row of 64."""
+
+
+@dataclass(slots=True)
+class _Sequence:
+    handle: Any
+    only_read: bool
+    max_tokens: int
+    stops: frozenset[int]
+    logprobs: bool
+    said: int = 0
+    cancelled: bool = False
+
+
+class OpenVINOEngine(SteppingEngine):
+    """Runs an OpenVINO IR folder on the CPU.
+
+    ``kv_cache_bytes`` bounds the KV cache, ``kv_bytes_per_token`` is what a token takes at two bytes per element,
+    ``properties`` are the runtime's (they must name KV_CACHE_PRECISION, so that the cache's size is known).
+    ``batched_tokens`` is how many tokens, prompt pieces and running sequences together, one step computes.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        context_window: int,
+        eos_token_ids: frozenset[int],
+        kv_bytes_per_token: int,
+        kv_cache_bytes: int,
+        max_sequences: int,
+        batched_tokens: int,
+        properties: dict[str, str],
+    ) -> None:
+        super().__init__()
+        self._folder = folder
+        self._eos = eos_token_ids
+        self._properties = properties
+        self._batched_tokens = batched_tokens
+        per_token = kv_bytes_per_token / 2 * _ELEMENT_BYTES[properties["KV_CACHE_PRECISION"]]
+        blocks = max(1, int(kv_cache_bytes / per_token / BLOCK))
+        self._blocks = blocks
+        self._sequences: dict[int, _Sequence] = {}
+        self._pipeline: Any = None
+        self._kv_usage = 0.0
+        self._info = EngineInfo(
+            name="openvino",
+            context_window=context_window,
+            kv_tokens=blocks * BLOCK,
+            max_sequences=max_sequences,
+            parameters=_HONOURED,
+            prefix_block=BLOCK,
+        )
+
+    @property
+    def info(self) -> EngineInfo:
+        return self._info
+
+    def stats(self) -> EngineStats:
+        return EngineStats(len(self._sequences), self._kv_usage, self._steps)
+
+    def scheduler(self) -> openvino_genai.SchedulerConfig:
+        """The runtime's scheduler settings, also for a benchmark that drives it bare."""
+        config = openvino_genai.SchedulerConfig()
+        config.num_kv_blocks = self._blocks
+        config.max_num_batched_tokens = self._batched_tokens
+        config.max_num_seqs = self._info.max_sequences
+        config.dynamic_split_fuse = True
+        config.enable_prefix_caching = True
+        return config
+
+    def generation(self, sampling: SamplingParams) -> openvino_genai.GenerationConfig:
+        """The runtime's settings for one request."""
+        config = openvino_genai.GenerationConfig()
+        config.max_new_tokens = sampling.max_tokens
+        config.min_new_tokens = sampling.min_tokens
+        config.ignore_eos = sampling.ignore_eos
+        # It checks that the end-of-text id is one of the stop ids, also where it is told to go on past it.
+        eos = min(self._eos)
+        config.set_eos_token_id(eos)
+        config.stop_token_ids = {eos} | (set() if sampling.ignore_eos else self._eos) | sampling.stop_token_ids
+        config.repetition_penalty = sampling.repetition_penalty
+        config.presence_penalty = sampling.presence_penalty
+        config.frequency_penalty = sampling.frequency_penalty
+        if sampling.logprobs is not None:
+            config.logprobs = 1
+        config.do_sample = sampling.temperature > 0
+        if config.do_sample:
+            config.temperature = sampling.temperature
+            config.top_p = sampling.top_p
+            config.min_p = sampling.min_p
+            if sampling.top_k:
+                config.top_k = sampling.top_k
+            config.rng_seed = secrets.randbits(32) if sampling.seed is None else sampling.seed % 2**32
+        return config
+
+    def _open(self) -> None:
+        try:
+            self._pipeline = openvino_genai.ContinuousBatchingPipeline(
+                str(self._folder), self.scheduler(), "CPU", dict(self._properties)
+            )
+        except Exception as error:
+            reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+            raise ModelUnavailable(f"OpenVINO cannot load the model: {reason[0]}") from error
+
+    def _close(self) -> None:
+        self._pipeline = None
+
+    def _busy(self) -> bool:
+        return bool(self._sequences)
+
+    def _abandon(self) -> list[int]:
+        for sequence in self._sequences.values():
+            with contextlib.suppress(Exception):
+                sequence.handle.cancel()
+        numbers = list(self._sequences)
+        self._sequences.clear()
+        return numbers
+
+    def _apply(self, command: Command) -> Iterable[Update]:
+        match command:
+            case Submit(number, prompt, sampling):
+                try:
+                    self._sequences[number] = self._add(number, prompt, sampling)
+                except Exception as error:
+                    reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+                    return [Update(number, ended=EndReason.ERROR, detail=f"OpenVINO refused it: {reason[0]}")]
+            case Cancel(number):
+                sequence = self._sequences.get(number)
+                if sequence is not None and not sequence.cancelled:
+                    sequence.cancelled = True
+                    sequence.handle.cancel()
+        return []
+
+    def _add(self, number: int, prompt: Sequence[int], sampling: SamplingParams | None) -> _Sequence:
+        only_read = sampling is None
+        wanted = sampling or SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True)
+        ids = openvino.Tensor(np.array([prompt], dtype=np.int64))
+        handle = self._pipeline.add_request(number, ids, self.generation(wanted))
+        stops = wanted.stop_token_ids if wanted.ignore_eos else wanted.stop_token_ids | self._eos
+        return _Sequence(handle, only_read, wanted.max_tokens, stops, wanted.logprobs is not None)
+
+    def _step(self) -> list[Update]:
+        self._pipeline.step()
+        updates = []
+        for number, sequence in self._sequences.items():
+            update = self._read(number, sequence)
+            if update is not None:
+                updates.append(update)
+        for update in updates:
+            if update.ended is not None:
+                del self._sequences[update.sequence]
+        if not self._sequences or self._steps % 16 == 0:
+            self._kv_usage = self._pipeline.get_metrics().cache_usage / 100
+        return updates
+
+    def _read(self, number: int, sequence: _Sequence) -> Update | None:
+        handle = sequence.handle
+        if sequence.cancelled:
+            return Update(number, ended=EndReason.CANCELLED)
+        if handle.can_read():
+            (output,) = handle.read().values()
+            return self._said(number, sequence, output)
+        status = handle.get_status()
+        if status == _Status.RUNNING:
+            return None
+        if status == _Status.IGNORED:
+            return Update(number, ended=EndReason.OUT_OF_MEMORY)
+        return Update(number, ended=EndReason.ERROR, detail=f"OpenVINO ended it as {status.name} without a token.")
+
+    def _said(self, number: int, sequence: _Sequence, output: Any) -> Update:
+        if sequence.only_read:
+            return Update(number, ended=EndReason.PREFILLED)
+        ids = output.generated_ids
+        sequence.said += len(ids)
+        ended = None
+        if output.finish_reason != _Finish.NONE:
+            ended = EndReason.STOP if output.finish_reason == _Finish.STOP else EndReason.LENGTH
+        elif sequence.handle.get_status() == _Status.IGNORED:
+            ended = EndReason.OUT_OF_MEMORY
+        logprobs: Sequence[TokenLogprob] = ()
+        if sequence.logprobs:
+            logprobs = [TokenLogprob(id_, p) for id_, p in zip(ids, output.generated_log_probs, strict=True)]
+        return Update(number, ids, logprobs, ended)

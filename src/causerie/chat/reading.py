@@ -100,7 +100,8 @@ class PromptReader:
         if self._mirror is None:
             return None
         last = len(ids) - 1  # One token at least is left to be read with the request itself.
-        until = last // self._block * self._block if whole else max(0, last - 1) // self._piece * self._piece
+        unit = self._block if whole else self._piece
+        until = last // unit * unit
         known = min(self._mirror.known(ids), until)
         if until - known <= 0 or (not whole and len(ids) - known <= self._piece):
             return None

@@ -1,0 +1,153 @@
+"""Reading prompts in pieces: turns are taken, pieces end on block boundaries, a cancelled prompt is read no further."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from causerie.chat.reading import PrefixMirror, PromptReader, Reading
+from causerie.engines.base import Deliver, EndReason, EngineInfo, EngineStats, Update
+from causerie.types import SamplingParams
+
+
+class Desk:
+    """An engine that only notes what it is asked to read; the test says when it has."""
+
+    def __init__(self, prefix_block: int = 32) -> None:
+        self.info = EngineInfo("desk", 8192, 100_000, 8, frozenset(), prefix_block=prefix_block)
+        self.pieces: list[tuple[int, tuple[int, ...]]] = []
+        self.cancelled: list[int] = []
+
+    def start(self, deliver: Deliver) -> None: ...
+
+    def submit(self, sequence: int, prompt: Sequence[int], sampling: SamplingParams) -> None: ...
+
+    def prefill(self, sequence: int, prompt: Sequence[int]) -> None:
+        self.pieces.append((sequence, tuple(prompt)))
+
+    def cancel(self, sequence: int) -> None:
+        self.cancelled.append(sequence)
+
+    def stats(self) -> EngineStats:
+        return EngineStats()
+
+    def stop(self) -> None: ...
+
+
+class Room:
+    def __init__(self, piece: int = 64, block: int = 32) -> None:
+        self.desk = Desk(block)
+        self.reader = PromptReader(self.desk, piece=piece, next_sequence=itertools.count(1).__next__)
+        self.ready: list[tuple[str, Update | None]] = []
+        self.progress: dict[str, list[int]] = {}
+
+    def begin(self, name: str, ids: Sequence[int], *, whole: bool = False) -> Reading | None:
+        return self.reader.begin(
+            ids,
+            whole=whole,
+            on_progress=lambda read: self.progress.setdefault(name, []).append(read),
+            on_ready=lambda failure: self.ready.append((name, failure)),
+        )
+
+    def finish_piece(self, ended: EndReason = EndReason.PREFILLED) -> int:
+        """End the piece in flight and return its length."""
+        sequence, prompt = self.desk.pieces[-1]
+        assert self.reader.update(Update(sequence, ended=ended))
+        return len(prompt)
+
+
+def test_a_prompt_of_one_piece_is_not_read_ahead() -> None:
+    room = Room()
+    assert room.begin("short", range(64)) is None
+    assert room.desk.pieces == []
+
+
+def test_an_engine_without_a_prefix_cache_is_never_asked() -> None:
+    assert Room(block=0).begin("long", range(1000)) is None
+
+
+def test_a_long_prompt_is_read_in_growing_pieces_until_one_is_left() -> None:
+    room = Room()
+    room.begin("long", range(200))
+    assert [room.finish_piece(), room.finish_piece(), room.finish_piece()] == [64, 128, 192]
+    assert room.progress["long"] == [64, 128, 192]
+    assert room.ready == [("long", None)]
+    assert len(room.desk.pieces) == 3
+
+
+def test_two_prompts_take_turns_with_one_piece_in_flight() -> None:
+    room = Room()
+    room.begin("a", range(200))
+    room.begin("b", range(1000, 1200))
+    firsts = []
+    for done in range(6):
+        assert len(room.desk.pieces) == done + 1
+        firsts.append("a" if room.desk.pieces[-1][1][0] == 0 else "b")
+        room.finish_piece()
+    assert firsts == ["a", "b", "a", "b", "a", "b"]
+
+
+def test_what_was_read_before_is_not_read_again_in_pieces() -> None:
+    room = Room()
+    room.begin("first", range(200))
+    for _ in range(3):
+        room.finish_piece()
+    assert room.begin("again", range(200)) is None
+    room.begin("longer", [*range(200), *range(5000, 5200)])
+    assert len(room.desk.pieces[-1][1]) == 192 + 64
+
+
+def test_a_cancelled_prompt_is_cancelled_in_the_engine_and_read_no_further() -> None:
+    room = Room()
+    first = room.begin("a", range(200))
+    waiting = room.begin("b", range(1000, 1200))
+    assert first is not None
+    assert waiting is not None
+    room.reader.cancel(first)
+    room.reader.cancel(waiting)
+    assert room.desk.cancelled == [1]
+    room.finish_piece(EndReason.CANCELLED)
+    assert (room.ready, room.progress, len(room.desk.pieces)) == ([], {}, 1)
+
+
+@pytest.mark.parametrize("ended", [EndReason.OUT_OF_MEMORY, EndReason.ERROR, EndReason.CANCELLED])
+def test_a_piece_that_fails_says_so_and_the_next_prompt_goes_on(ended: EndReason) -> None:
+    room = Room()
+    room.begin("a", range(200))
+    room.begin("b", range(1000, 1200))
+    room.finish_piece(ended)
+    ((name, failure),) = room.ready
+    assert failure is not None
+    assert (name, failure.ended) == ("a", ended)
+    assert room.desk.pieces[-1][1][0] == 1000
+
+
+@given(st.integers(1, 700), st.integers(32, 300), st.integers(0, 700), st.booleans())
+def test_pieces_always_end_on_blocks_and_leave_something_for_the_request(
+    length: int, piece: int, cached: int, whole: bool
+) -> None:
+    room = Room(piece=piece)
+    ids = range(length)
+    room.reader.remember(ids[:cached])
+    reading = room.begin("p", ids, whole=whole)
+    while reading is not None and not room.ready:
+        before = len(room.desk.pieces)
+        assert room.finish_piece() % 32 == 0
+        assert before == len(room.desk.pieces) or not room.ready
+    ends = [len(prompt) for _, prompt in room.desk.pieces]
+    assert ends == sorted(set(ends))
+    assert all(end < length for end in ends)
+    known = room.reader._mirror.known(ids) if room.reader._mirror else 0
+    assert length - known <= max(32, piece // 32 * 32)
+
+
+def test_the_mirror_forgets_the_least_recently_used_blocks() -> None:
+    mirror = PrefixMirror(32, 4)
+    old, new = range(64), range(1000, 1128)
+    mirror.add(old)
+    mirror.add(new)
+    assert (mirror.known(old), mirror.known(new)) == (0, 128)

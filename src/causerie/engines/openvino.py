@@ -56,10 +56,7 @@ _ELEMENT_BYTES = {"u8": 1.125, "f16": 2, "bf16": 2, "f32": 4}
 class _Sequence:
     handle: Any
     only_read: bool
-    max_tokens: int
-    stops: frozenset[int]
     logprobs: bool
-    said: int = 0
     cancelled: bool = False
 
 
@@ -125,17 +122,19 @@ class OpenVINOEngine(SteppingEngine):
         config = openvino_genai.GenerationConfig()
         config.max_new_tokens = sampling.max_tokens
         config.min_new_tokens = sampling.min_tokens
-        config.ignore_eos = sampling.ignore_eos
-        # It checks that the end-of-text id is one of the stop ids, also where it is told to go on past it.
-        eos = min(self._eos)
-        config.set_eos_token_id(eos)
-        config.stop_token_ids = {eos} | (set() if sampling.ignore_eos else self._eos) | sampling.stop_token_ids
+        # It checks that the end-of-text id is one of the stop ids, and with its own ignore_eos it would go on past
+        # every stop id: whoever ignores the end-of-text gets none, and keeps the stop ids that were asked for.
+        stops = self._stops(sampling)
+        config.ignore_eos = not stops
+        config.stop_token_ids = set(stops or self._eos)
+        config.eos_token_id = min(config.stop_token_ids)
         config.repetition_penalty = sampling.repetition_penalty
         config.presence_penalty = sampling.presence_penalty
         config.frequency_penalty = sampling.frequency_penalty
         if sampling.logprobs is not None:
             config.logprobs = 1
-        config.do_sample = sampling.temperature > 0
+        # The runtime refuses min_p 1, which leaves the most likely token alone: that is greedy.
+        config.do_sample = sampling.temperature > 0 and sampling.min_p < 1
         if config.do_sample:
             config.temperature = sampling.temperature
             config.top_p = sampling.top_p
@@ -192,8 +191,10 @@ class OpenVINOEngine(SteppingEngine):
         wanted = sampling or SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True)
         ids = openvino.Tensor(np.array([prompt], dtype=np.int64))
         handle = self._pipeline.add_request(number, ids, self.generation(wanted))
-        stops = wanted.stop_token_ids if wanted.ignore_eos else wanted.stop_token_ids | self._eos
-        return _Sequence(handle, only_read, wanted.max_tokens, stops, wanted.logprobs is not None)
+        return _Sequence(handle, only_read, wanted.logprobs is not None)
+
+    def _stops(self, sampling: SamplingParams) -> frozenset[int]:
+        return sampling.stop_token_ids if sampling.ignore_eos else sampling.stop_token_ids | self._eos
 
     def _step(self) -> list[Update]:
         self._pipeline.step()
@@ -213,9 +214,10 @@ class OpenVINOEngine(SteppingEngine):
         handle = sequence.handle
         if sequence.cancelled:
             return Update(number, ended=EndReason.CANCELLED)
-        if handle.can_read():
-            (output,) = handle.read().values()
-            return self._said(number, sequence, output)
+        # An ignored request has something to read too, and it is empty.
+        outputs = list(handle.read().values()) if handle.can_read() else []
+        if outputs:
+            return self._said(number, sequence, outputs[0])
         status = handle.get_status()
         if status == _Status.RUNNING:
             return None
@@ -227,7 +229,6 @@ class OpenVINOEngine(SteppingEngine):
         if sequence.only_read:
             return Update(number, ended=EndReason.PREFILLED)
         ids = output.generated_ids
-        sequence.said += len(ids)
         ended = None
         if output.finish_reason != _Finish.NONE:
             ended = EndReason.STOP if output.finish_reason == _Finish.STOP else EndReason.LENGTH

@@ -42,6 +42,25 @@ Choose: TypeAlias = Callable[[Tensor, Sequence[int]], Sequence[int]]
 """Logits [n, vocabulary] and the n sequences they belong to, to n ids."""
 
 
+_GENERATION = {"do_sample": False, "eos_token_id": -1, "max_new_tokens": 1}
+"""argmax, over rows in which one token is possible."""
+
+
+def _config(**sizes: int) -> dict[str, Any]:
+    known = {field.name for field in fields(ContinuousBatchingConfig)}
+    return {
+        **sizes,
+        "page_size" if "page_size" in known else "block_size": PAGE,
+        "max_blocks_per_request": 0,
+        # Admission has counted the cache already; holding some back would only keep admitted work waiting.
+        "safety_margin": 0.0,
+        "use_async_batching": False,
+        "use_cuda_graph": False,
+        # Fetching kernels off the network is not for a server to decide.
+        **({"auto_switch_to_flash": False} if "auto_switch_to_flash" in known else {}),
+    }
+
+
 class _Chooser:
     """Stands where transformers keeps its logits processors: leaves one token possible in each row."""
 
@@ -86,37 +105,15 @@ class Batcher:
 
     def __init__(self, model: Any, choose: Choose, *, blocks: int, max_sequences: int, step_tokens: int) -> None:
         self._chooser = _Chooser(choose)
-        page = "page_size" if "page_size" in _CONFIG_FIELDS else "block_size"
+        generation = GenerationConfig(**_GENERATION)  # type: ignore[no-untyped-call]
         config = ContinuousBatchingConfig(
-            **{page: PAGE},
-            num_blocks=blocks,
-            max_batch_tokens=step_tokens,
-            max_requests_per_batch=max_sequences,
-            max_blocks_per_request=0,
-            # Admission has counted the cache already; holding some back would only keep admitted work waiting.
-            safety_margin=0.0,
-            use_async_batching=False,
-            use_cuda_graph=False,
-            **({"auto_switch_to_flash": False} if "auto_switch_to_flash" in _CONFIG_FIELDS else {}),
+            **_config(num_blocks=blocks, max_requests_per_batch=max_sequences, max_batch_tokens=step_tokens)
         )
-        # argmax over rows in which one token is possible
-        generation = GenerationConfig(do_sample=False, eos_token_id=-1, max_new_tokens=1)
-        self._manager = model.init_continuous_batching(
-            generation_config=generation, continuous_batching_config=config
-        )
+        self._manager = model.init_continuous_batching(generation_config=generation, continuous_batching_config=config)
         self._manager.logit_processor = self._chooser
         self._manager.warmup()
         self._processor = self._manager.batch_processor
         self._model = model
-
-    @property
-    def blocks(self) -> int:
-        """Pages in the cache."""
-        return int(self._processor.cache.num_blocks)
-
-    @property
-    def shares_prefixes(self) -> bool:
-        return bool(self._processor.cache.use_prefix_sharing)
 
     def add(self, sequence: int, prompt: Sequence[int], max_tokens: int, stops: Iterable[int]) -> None:
         """Generate after ``prompt`` until ``max_tokens`` or one of ``stops`` has been sampled."""
@@ -145,6 +142,3 @@ class Batcher:
                 raise RuntimeError(output.error)
             gained.append(Gained(int(output.request_id), output.generated_tokens, output.is_finished()))
         return self._chooser.scheduled, gained
-
-
-_CONFIG_FIELDS = {field.name for field in fields(ContinuousBatchingConfig)}

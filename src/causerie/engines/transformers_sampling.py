@@ -128,7 +128,7 @@ def _draw(logits: Tensor, rows: Sequence[Row]) -> Tensor:
 
 
 def _cut(probs: Tensor, rows: Sequence[Row], top_p: Tensor) -> tuple[Tensor, Tensor]:
-    """``top_k``, then ``top_p`` of what it left: probabilities in falling order, cut ones 0, and the ids they are of."""
+    """``top_k``, then ``top_p`` of what it left: falling probabilities, 0 where cut, and their ids."""
     vocabulary = probs.shape[-1]
     limits = [min(row.sampling.top_k or vocabulary, vocabulary) for row in rows]
     kept, order = probs.topk(max(limits), -1)

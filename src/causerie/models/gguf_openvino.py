@@ -86,16 +86,17 @@ def _unfaithful(file: GgufFile) -> str | None:
     return None
 
 
-def rope_frequencies(file: GgufFile) -> np.ndarray[Any, Any]:
+def rope_frequencies(file: GgufFile, *, scaled: bool = True) -> np.ndarray[Any, Any]:
     """The angle, in radians a token, by which each pair of a head's elements is turned."""
     sizes = file.hyperparameters()
     exponents = np.arange(0, sizes.head_size, 2, dtype=np.float64) / sizes.head_size
     frequencies = sizes.rope_base**-exponents
-    for tensor in file.tensors:
-        if tensor.name == "rope_freqs.weight":
-            frequencies = frequencies / np.asarray(tensor.data, dtype=np.float64)
-    if file.own("rope.scaling.type", "none") == "linear":
-        frequencies = frequencies / float(file.own("rope.scaling.factor", 1.0))
+    if scaled:
+        for tensor in file.tensors:
+            if tensor.name == "rope_freqs.weight":
+                frequencies = frequencies / np.asarray(tensor.data, dtype=np.float64)
+        if file.own("rope.scaling.type", "none") == "linear":
+            frequencies = frequencies / float(file.own("rope.scaling.factor", 1.0))
     return frequencies.astype(np.float32)
 
 
@@ -107,6 +108,7 @@ def write_openvino(file: GgufFile, form: WeightForm, folder: Path, progress: Pro
         encode(file, form, encoded, progress)
         vectors = {t.name: np.asarray(t.data, np.float32) for t in file.tensors if t.name.endswith("norm.weight")}
         vectors["rope"] = rope_frequencies(file)
+        vectors["rope.unscaled"] = rope_frequencies(file, scaled=False)
         np.savez(exact, allow_pickle=False, **vectors)
         progress.note("Building the OpenVINO model…")
         run_export("causerie.models.openvino_export", encoded, exact, folder)

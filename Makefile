@@ -47,7 +47,7 @@ bench: $(DEV)/installed  ## measure speed and faithfulness on this machine; ARGS
 	$(DEV)/bin/python -m benchmarks $(ARGS)
 
 docs: $(DEV)/installed  ## rewrite the pages that are made from the code
-	$(DEV)/bin/python scripts/settings_page > docs/settings.md
+	$(DEV)/bin/python scripts/settings_page.py > docs/settings.md
 
 constraints: $(DEV)/installed  ## write the development environment's versions to constraints.txt
 	scripts/freeze $(DEV)/bin/python > constraints.new && mv constraints.new constraints.txt
@@ -66,7 +66,7 @@ $(foreach venv,$(VENV) $(DEV) $(OLDEST),$(eval $(call moved,$(venv))))
 FORCE:
 
 $(VENV)/installed: pyproject.toml constraints.txt
-	@echo 'Installing causerie into $(VENV), once; about 500 MB.' >&2
+	@echo 'Installing causerie into $(VENV), once; about 400 MB.' >&2
 	scripts/make_venv $(VENV)
 	$(VENV)/bin/python -m pip install -c constraints.txt -e .
 	@pwd > $@

@@ -1,0 +1,174 @@
+"""All that the service needs of one model's text."""
+
+from __future__ import annotations
+
+import builtins
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
+from pathlib import Path
+
+from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+
+from causerie.errors import InvalidRequest
+from causerie.text.detokenizer import BYTE_CHARACTERS, Detokenization, Detokenizer
+from causerie.text.files import TextFiles, read_text_files
+from causerie.text.template import ChatTemplate
+from causerie.text.tokenizer import ControlSpan, ControlTokenizer
+from causerie.text.veil import Guard
+from causerie.types import ChatPrompt, Message, Prompt, TextPrompt
+
+IM_START, IM_END, END_OF_TEXT = 256, 257, 258
+"""The control tokens of ``TextModel.bytes()``; its ids 0 to 255 are the bytes."""
+
+_CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+class TextModel:
+    """Turns prompts into token ids and token ids into text, for one model. Its methods are thread-safe.
+
+    It knows nothing of context windows and engines.
+    """
+
+    def __init__(self, files: TextFiles, *, eos_token_ids: frozenset[int], bos_token_id: int | None) -> None:
+        tokenizer, source = files.tokenizer, files.chat_template
+        self.eos_token_ids = eos_token_ids
+        self.vocab_size = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+        self._bos = [] if bos_token_id is None else [bos_token_id]
+        self._end_of_turn = _end_of_turn(tokenizer, files.special_tokens, eos_token_ids)
+        self._template = None if source is None else ChatTemplate(source, self._variables(files, bos_token_id))
+        control = eos_token_ids | frozenset(self._bos)
+        self._tokenizer = ControlTokenizer(tokenizer, control=control, template=source or "")
+        self._guard = Guard(self._tokenizer)
+        self._detokenization = Detokenization(tokenizer, silent=eos_token_ids)
+
+    @classmethod
+    def load(cls, folder: Path, *, eos_token_ids: frozenset[int], bos_token_id: int | None) -> TextModel:
+        """Read a model folder's tokenizer and template.
+
+        ``bos_token_id`` is put before plain text prompts; chat templates write their own. Raises
+        ModelUnavailable for missing or unreadable files.
+        """
+        return cls(read_text_files(folder), eos_token_ids=eos_token_ids, bos_token_id=bos_token_id)
+
+    @classmethod
+    def bytes(cls) -> TextModel:
+        """A vocabulary of the 256 bytes under their own values, with ChatML's control tokens after them.
+
+        ``<|im_start|>`` is 256, ``<|im_end|>`` 257 (it ends an answer), ``<|endoftext|>`` 258.
+        """
+        tokenizer = Tokenizer(BPE(dict(BYTE_CHARACTERS), []))
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        tokenizer.add_special_tokens(
+            [AddedToken(text, normalized=False) for text in ("<|im_start|>", "<|im_end|>", "<|endoftext|>")]
+        )
+        return cls(TextFiles(tokenizer, _CHATML, {}), eos_token_ids=frozenset({IM_END}), bos_token_id=None)
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """The prompt's token ids.
+
+        A conversation gets the ids of transformers' ``apply_chat_template(add_generation_prompt=True)``, save
+        that no text of a message becomes a control token: it is encoded as the plain text it is. Without a
+        template, each turn is followed by the end-of-text token, as DialoGPT has it. Plain text never gives a
+        control token either. Raises InvalidRequest for a prompt that is empty, not valid Unicode, out of the
+        vocabulary, or refused by the template.
+        """
+        if isinstance(prompt, ChatPrompt):
+            ids = self._encode_chat(prompt.messages)
+        elif isinstance(prompt, TextPrompt):
+            ids = self._encode_text(prompt.text)
+        else:
+            ids = self._check_ids(prompt.ids)
+        return ids
+
+    def detokenizer(self) -> Detokenizer:
+        """A new one; each sequence needs its own."""
+        return self._detokenization.start()
+
+    def token_bytes(self, id: int) -> builtins.bytes:  # noqa: A002
+        """The bytes that one token stands for, a control token's by its spelling; none if there is no such token."""
+        return self._detokenization.token_bytes(id)
+
+    def token_text(self, id: int) -> str:  # noqa: A002
+        """The same as text; a part of a character is U+FFFD."""
+        return self.token_bytes(id).decode("utf-8", "replace")
+
+    def _variables(self, files: TextFiles, bos_token_id: int | None) -> Mapping[str, str]:
+        """The special tokens as a template asks for them, by the model's ids where the files name none."""
+        named = {"bos_token": bos_token_id, "eos_token": self._end_of_turn}
+        spelled = {name: files.tokenizer.id_to_token(number) for name, number in named.items() if number is not None}
+        return {name: text for name, text in spelled.items() if text is not None} | dict(files.special_tokens)
+
+    def _encode_chat(self, messages: Sequence[Message]) -> list[int]:
+        if not messages:
+            raise InvalidRequest("There are no messages: give at least one.", param="messages")
+        for message in messages:
+            for text in (message.role, message.content, message.name or ""):
+                _check_unicode(text, "messages")
+        if self._template is None:
+            return self._encode_turns(messages)
+        written = self._template.render(messages)
+        veil = self._guard.veil(messages)
+        if veil is None:
+            return self._tokenizer.encode(written)
+        veiled = self._template.render(veil.cover(messages))
+        text, own = veil.lift(veiled), list(self._tokenizer.spans(veiled))
+        if self._only_has(written, own, same_places=text == written):
+            return self._tokenizer.encode(written)
+        return self._tokenizer.encode_plain(text, own)
+
+    def _only_has(self, written: str, own: Sequence[ControlSpan], *, same_places: bool) -> bool:
+        """Whether the control tokens in ``written`` are ``own`` and no others.
+
+        Where the template treated the veiled conversation differently, their places cannot be compared.
+        """
+        pairs = zip_longest(self._tokenizer.spans(written), own)
+        return all(a == b if same_places else a and b and a.id == b.id for a, b in pairs)
+
+    def _encode_turns(self, messages: Sequence[Message]) -> list[int]:
+        if self._end_of_turn is None:
+            raise InvalidRequest(
+                "This model has no chat template and no end-of-text token. Give it plain text to continue instead.",
+                param="messages",
+            )
+        ids: list[int] = []
+        for message in messages:
+            ids += [*self._tokenizer.encode_plain(message.content), self._end_of_turn]
+        return ids
+
+    def _encode_text(self, text: str) -> list[int]:
+        _check_unicode(text, "prompt")
+        if not text:
+            raise InvalidRequest("The prompt is empty.", param="prompt")
+        return self._bos + self._tokenizer.encode_plain(text)
+
+    def _check_ids(self, ids: Sequence[int]) -> list[int]:
+        if not ids:
+            raise InvalidRequest("The prompt is empty.", param="prompt")
+        if min(ids) < 0 or max(ids) >= self.vocab_size:
+            raise InvalidRequest(
+                f"The prompt's token ids must be from 0 to {self.vocab_size - 1}, this model's vocabulary.",
+                param="prompt",
+            )
+        return list(ids)
+
+
+def _end_of_turn(tokenizer: Tokenizer, special_tokens: Mapping[str, str], eos_token_ids: frozenset[int]) -> int | None:
+    """The one of the ids that end an answer which the tokenizer calls its end-of-text token."""
+    named = tokenizer.token_to_id(special_tokens.get("eos_token", ""))
+    return named if named in eos_token_ids else min(eos_token_ids, default=None)
+
+
+def _check_unicode(text: str, param: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(
+            f"The text has half of a surrogate pair (U+{ord(text[error.start]):04X} at character {error.start}), "
+            "which is no character. Send valid Unicode.",
+            param=param,
+        ) from None

@@ -120,7 +120,7 @@ def _draw(logits: Tensor, rows: Sequence[Row]) -> Tensor:
     if _is_cut(rows[0]):
         probs, order = _cut(probs, rows, column([row.sampling.top_p for row in rows]))
     summed = probs.cumsum(-1)
-    total = summed[:, -1:]
+    total = summed[:, -1:].contiguous()
     place = torch.searchsorted(summed, column([row.generator.random() for row in rows]) * total, right=True)
     # Rounding may put the product at the very end, where probabilities are zero.
     place = torch.minimum(place, torch.searchsorted(summed, total))

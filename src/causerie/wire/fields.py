@@ -1,0 +1,159 @@
+"""Named values of a request, taken out one by one into valid Python values, with errors that name the field.
+
+What nobody took is unknown. Values shown in errors are cut short; nothing here is proportional to a huge input.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import NoReturn
+
+import orjson
+
+from causerie.errors import InvalidRequest, UnsupportedParameter
+
+MAX_SHOWN = 60
+"""Characters of a bad value, or of an unknown name, that an error repeats."""
+
+_INTEGER = re.compile(r"-?\d{1,20}", re.ASCII)
+_NUMBER = re.compile(r"-?\d{1,40}(\.\d{0,40})?([eE][+-]?\d{1,4})?", re.ASCII)
+_KINDS = {dict: "an object", list: "an array", bool: "a boolean", int: "an integer", float: "a number", str: "a string"}
+
+
+def parse_object(body: bytes) -> dict[str, object]:
+    """A request body that must be one JSON object. Raises InvalidRequest, also for nesting past 1,024 levels."""
+    try:
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequest(f"The body is not valid JSON: {error}.") from None
+    if not isinstance(value, dict):
+        raise InvalidRequest(f"The body must be a JSON object, not {kind(value)}.")
+    return value
+
+
+def kind(value: object) -> str:
+    """What a JSON value is, for an error message."""
+    return "null" if value is None else _KINDS.get(type(value), type(value).__name__)
+
+
+def shown(value: object) -> str:
+    """A JSON value as an error message repeats it: short, and never a whole structure."""
+    if isinstance(value, str):
+        return repr(value if len(value) <= MAX_SHOWN else value[:MAX_SHOWN] + "…")
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value) if isinstance(value, int | float) else kind(value)
+
+
+class Fields:
+    """A JSON object's members. Null counts as absent, as clients send it for what they leave out.
+
+    ``path`` goes before a field's name in errors: ``messages[0].``.
+    """
+
+    def __init__(self, values: Mapping[str, object], path: str = "") -> None:
+        self._values = {name: value for name, value in values.items() if value is not None}
+        self._path = path
+
+    def param(self, name: str) -> str:
+        return self._path + name
+
+    def take(self, name: str) -> object | None:
+        """The raw value, or None; from now on the field is known."""
+        return self._values.pop(name, None)
+
+    def refuse(self, name: str, expected: str, value: object) -> NoReturn:
+        param = self.param(name)
+        raise InvalidRequest(f"'{param}' must be {expected}, not {shown(value)}.", param=param)
+
+    def boolean(self, name: str, default: bool = False) -> bool:
+        value = self.take(name)
+        if value is None:
+            return default
+        converted = self._boolean(value)
+        if converted is None:
+            self.refuse(name, "true or false", value)
+        return converted
+
+    def integer(self, name: str, low: int, high: int) -> int | None:
+        value = self.take(name)
+        if value is None:
+            return None
+        converted = self._integer(value)
+        if converted is None or not low <= converted <= high:
+            self.refuse(name, f"an integer from {low} to {high}", value)
+        return converted
+
+    def number(self, name: str, low: float, high: float, default: float, *, above: bool = False) -> float:
+        """A finite number from ``low``, or strictly above it, to ``high``."""
+        value = self.take(name)
+        if value is None:
+            return default
+        converted = self._number(value)
+        if converted is None or not low <= converted <= high or (above and converted == low):
+            start = f"above {low:g} and at most" if above else f"from {low:g} to"
+            self.refuse(name, f"a number {start} {high:g}", value)
+        return converted
+
+    def text(self, name: str, max_length: int) -> str | None:
+        value = self.take(name)
+        if value is None:
+            return None
+        if not isinstance(value, str) or len(value) > max_length:
+            self.refuse(name, f"a string of at most {max_length} characters", value)
+        return value
+
+    def finish(self, known: Iterable[str] = ()) -> None:
+        """Refuse what nobody took, by its name; ``known`` is what a near miss is compared with."""
+        for name in self._values:
+            cut = name[:MAX_SHOWN]
+            near = difflib.get_close_matches(cut, list(known), n=1, cutoff=0.75)
+            hint = f" Did you mean '{near[0]}'?" if near else ""
+            param = self.param(cut)
+            raise UnsupportedParameter(f"Unknown parameter '{param}'.{hint}", param=param)
+
+    def _boolean(self, value: object) -> bool | None:
+        return value if isinstance(value, bool) else None
+
+    def _integer(self, value: object) -> int | None:
+        return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+    def _number(self, value: object) -> float | None:
+        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+class QueryFields(Fields):
+    """A query string's parameters: numbers and booleans are spelled as text; a name may be repeated."""
+
+    def __init__(self, pairs: Iterable[tuple[str, str]]) -> None:
+        values: dict[str, list[str]] = {}
+        for name, value in pairs:
+            values.setdefault(name, []).append(value)
+        super().__init__(values)
+
+    def all(self, name: str) -> list[str]:
+        """Every value of a repeatable parameter."""
+        values = super().take(name)
+        return values if isinstance(values, list) else []
+
+    def take(self, name: str) -> object | None:
+        values = self.all(name)
+        if len(values) > 1:
+            param = self.param(name)
+            raise InvalidRequest(f"'{param}' is given {len(values)} times; once is enough.", param=param)
+        return values[0] if values else None
+
+    def _boolean(self, value: object) -> bool | None:
+        return {"true": True, "1": True, "false": False, "0": False}.get(str(value).lower())
+
+    def _integer(self, value: object) -> int | None:
+        return int(str(value)) if _INTEGER.fullmatch(str(value)) else None
+
+    def _number(self, value: object) -> float | None:
+        if not _NUMBER.fullmatch(str(value)):
+            return None
+        number = float(str(value))
+        return number if math.isfinite(number) else None

@@ -1,0 +1,88 @@
+"""Plain text in, plain text out: the query parameters and the body of ``POST /``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from urllib.parse import parse_qsl
+
+from causerie.errors import InvalidRequest, UnsupportedParameter
+from causerie.types import ChatPrompt, GenerationRequest, Message, Prompt, SamplingParams, TextPrompt
+from causerie.wire.fields import QueryFields
+from causerie.wire.sampling import (
+    MAX_STOP_TOKEN_IDS,
+    SAMPLING_NAMES,
+    Limits,
+    check_stops,
+    check_token_ids,
+    take_sampling,
+)
+
+MAX_PARAMETERS = 2048
+TEXT_TYPES = ("text/plain", "text/markdown", "application/octet-stream", "application/x-www-form-urlencoded")
+"""Content types of a body that is a prompt. The last is what ``curl -d`` says whatever it sends."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextCall:
+    """A prompt that was understood, and how to sample."""
+
+    prompt: Prompt
+    sampling: SamplingParams
+    stop: tuple[str, ...]
+
+    def request(self, id_: str) -> GenerationRequest:
+        return GenerationRequest(id_, self.prompt, self.sampling, 1, self.stop)
+
+
+def parse_textbot(query: bytes, content_type: str | None, body: bytes, limits: Limits) -> TextCall:
+    """The prompt out of ``?prompt=`` or the body, sampling out of the query. Raises InvalidRequest.
+
+    The prompt is one user turn through the model's template; with ``raw=true`` the model continues it bare.
+    """
+    fields = QueryFields(_pairs(query))
+    raw = fields.boolean("raw")
+    text = _prompt(fields.take("prompt"), content_type, body)
+    ids = [int(id_) if id_.isdecimal() and len(id_) < 20 else id_ for id_ in fields.all("stop_token_ids")]
+    stop_ids = check_token_ids(ids, "stop_token_ids", limits, MAX_STOP_TOKEN_IDS)
+    stop = check_stops(fields.all("stop"))
+    sampling = take_sampling(fields, limits, stop_token_ids=frozenset(stop_ids))
+    if fields.take("n") is not None:
+        raise UnsupportedParameter("'n' has no place in plain text, which holds one answer.", param="n")
+    fields.finish((*SAMPLING_NAMES, "prompt", "raw"))
+    return TextCall(TextPrompt(text) if raw else ChatPrompt((Message("user", text),)), sampling, stop)
+
+
+def _pairs(query: bytes) -> list[tuple[str, str]]:
+    try:
+        return parse_qsl(query.decode("utf-8"), keep_blank_values=True, errors="strict", max_num_fields=MAX_PARAMETERS)
+    except UnicodeDecodeError:
+        raise InvalidRequest("The query string is not valid UTF-8.") from None
+    except ValueError:
+        raise InvalidRequest(f"The query string has more than {MAX_PARAMETERS} parameters.") from None
+
+
+def _prompt(parameter: object, content_type: str | None, body: bytes) -> str:
+    if parameter is not None and body:
+        raise InvalidRequest("Give the prompt as '?prompt=' or as the body, not as both.", param="prompt")
+    text = str(parameter) if parameter is not None else _decode(content_type, body)
+    if not text:
+        raise InvalidRequest("The prompt is missing: give '?prompt=…' or a text body.", param="prompt")
+    return text
+
+
+def _decode(content_type: str | None, body: bytes) -> str:
+    type_, _, parameters = (content_type or "").partition(";")
+    if type_.strip().lower() not in ("", *TEXT_TYPES):
+        raise InvalidRequest(
+            f"A body of type {type_.strip()[:60]!r} is no prompt: send text/plain here, or JSON to "
+            "/v1/chat/completions.",
+            param="Content-Type",
+        )
+    for parameter in parameters.split(";"):
+        name, _, value = parameter.strip().partition("=")
+        if name.lower() == "charset" and value.strip('"').lower() not in ("utf-8", "utf8", "us-ascii"):
+            raise InvalidRequest("The body must be UTF-8 text.", param="Content-Type")
+    try:
+        return body.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"The body is not valid UTF-8: see byte {error.start}.", param="prompt") from None

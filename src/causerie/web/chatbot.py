@@ -1,0 +1,182 @@
+"""WebSocket ``/``: a call with the model. Text frames are turns, text frames are the answer, then the sentinel.
+
+The conversation lives as long as the socket. A failure closes it with a code from ``causerie.web.errors`` and a
+reason, and without a sentinel.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import uuid
+
+from starlette.types import Receive, Scope, Send
+
+from causerie.chat.conversation import Conversation
+from causerie.chat.log import ResponseLog
+from causerie.chat.service import ChatService
+from causerie.errors import CauserieError, InvalidRequest, ShuttingDown
+from causerie.types import CancelCause, Failed, Finished, GenerationRequest, SamplingParams, Started, TextDelta
+from causerie.web.errors import error_response, meaning
+from causerie.web.pulse import Pulse
+from causerie.web.requests import same_origin
+from causerie.web.streams import CONNECTION, cancelled_error
+from causerie.wire.chat_socket import ChatSocket, close_reason
+
+logger = logging.getLogger("causerie.web")
+
+UNSUPPORTED_DATA = 1003
+INTERNAL_ERROR = 1011
+
+
+class ForeignOrigin(InvalidRequest):
+    code = "foreign_origin"
+
+
+class Chatbot:
+    """Opens sessions, and knows the open ones."""
+
+    def __init__(self, service: ChatService) -> None:
+        self._service = service
+        self._sessions: set[Session] = set()
+        self._draining = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        refusal: CauserieError | None = None
+        if not same_origin(scope):
+            refusal = ForeignOrigin("This page's origin may not open a socket here.", param="Origin")
+        elif self._draining or not self._service.ready:
+            refusal = ShuttingDown("The server is not ready, or is shutting down.", retry_after=5)
+        await receive()
+        if refusal is not None:
+            await error_response(refusal, scope["state"]["request_id"])(scope, receive, send)
+            return
+        await send({"type": "websocket.accept"})
+        session = Session(self._service, scope, receive, send)
+        self._sessions.add(session)
+        try:
+            await session.run()
+        finally:
+            self._sessions.discard(session)
+
+    async def drain(self) -> None:
+        """Open no more sessions; close the idle ones now, the others after the turns that they have."""
+        self._draining = True
+        await asyncio.gather(*(session.drain() for session in list(self._sessions)))
+
+
+class Session:
+    """One socket. The caller's task receives; a second one answers, a turn at a time."""
+
+    def __init__(self, service: ChatService, scope: Scope, receive: Receive, send: Send) -> None:
+        self._service = service
+        self._connection = scope.get("extensions", {}).get(CONNECTION)
+        self._receive = receive
+        self._send = send
+        self._socket = ChatSocket()
+        self._conversation = Conversation(overflow=service.settings.context_overflow)
+        self._turns = asyncio.Event()
+        self._closed = False
+        self._draining = False
+        self._log: ResponseLog | None = None
+
+    async def run(self) -> None:
+        """Until the client leaves or the socket is closed; leaves nothing running."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._pulse = Pulse(self._service.settings.send_timeout, self._give_up)
+        answering = asyncio.create_task(self._answer_turns())
+        try:
+            while (message := await self._receive())["type"] != "websocket.disconnect":
+                await self._take(message.get("text"))
+        finally:
+            self._closed = True
+            self._pulse.stop()
+            answering.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await answering
+
+    async def drain(self) -> None:
+        """Close once no turn is being answered and none waits."""
+        self._draining = True
+        if self._socket.idle:
+            await self._close_with(ShuttingDown("The server is shutting down."))
+
+    async def _take(self, text: str | None) -> None:
+        if self._closed:
+            return
+        if text is None:
+            await self._close(UNSUPPORTED_DATA, "This socket takes text frames only.")
+            return
+        try:
+            self._socket.receive(text)
+        except CauserieError as error:
+            await self._close_with(error)
+        self._turns.set()
+
+    async def _answer_turns(self) -> None:
+        try:
+            while not self._closed:
+                turn = self._socket.next_turn()
+                if turn is not None:
+                    await self._answer(turn)
+                elif self._draining:
+                    await self._close_with(ShuttingDown("The server is shutting down."))
+                else:
+                    self._turns.clear()
+                    await self._turns.wait()
+        except CauserieError as error:
+            await self._close_with(error)
+        except Exception:
+            logger.exception("a turn on a chat socket failed")
+            await self._close(INTERNAL_ERROR, "The server failed to answer this turn.")
+
+    async def _answer(self, turn: str) -> None:
+        service = self._service
+        sampling = SamplingParams(max_tokens=service.default_max_tokens)
+        prompt = self._conversation.prompt_with(turn)
+        log = self._log = await service.create(GenerationRequest(uuid.uuid4().hex, prompt, sampling))
+        said: list[str] = []
+        async with log.reader() as reader:
+            async for _, event in reader:
+                if type(event) is TextDelta:
+                    for part in event.parts:
+                        said.append(part.text)
+                        for frame in self._socket.frames(part.text):
+                            await self._send_text(frame)
+                elif type(event) is Started:
+                    self._conversation.forget(event.dropped_messages)
+                elif type(event) is Failed:
+                    raise event.error
+                elif type(event) is Finished:
+                    error = cancelled_error(event)
+                    if error is not None:
+                        raise error
+        self._conversation.record(turn, "".join(said))
+        await self._send_text(self._socket.end_turn())
+
+    async def _send_text(self, text: str) -> None:
+        if not self._closed:
+            self._pulse.begin()
+            await self._send({"type": "websocket.send", "text": text})
+            self._pulse.end()
+
+    async def _close_with(self, error: CauserieError) -> None:
+        await self._close(meaning(error).close_code, error.message)
+
+    async def _close(self, code: int, reason: str) -> None:
+        if not self._closed:
+            self._closed = True
+            self._turns.set()
+            if self._log is not None:
+                self._log.cancel(CancelCause.CLIENT)
+            await self._send({"type": "websocket.close", "code": code, "reason": close_reason(reason)})
+
+    def _give_up(self) -> None:
+        """The client takes nothing: free the engine, and do not wait for the client."""
+        self._closed = True
+        if self._log is not None:
+            self._log.cancel(CancelCause.SLOW_READER)
+        if self._connection is not None:
+            self._connection.abort()

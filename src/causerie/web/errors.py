@@ -1,0 +1,93 @@
+"""What each error means over HTTP and on a socket: the one table, and the answers made from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from causerie.errors import (
+    Cancelled,
+    CauserieError,
+    ContextLengthExceeded,
+    DuplicateRequest,
+    EngineOutOfMemory,
+    InvalidRequest,
+    ModelNotFound,
+    Overloaded,
+    RequestTimeout,
+    RequestTooLarge,
+    ShuttingDown,
+)
+from causerie.wire.openai import error_object
+
+
+@dataclass(frozen=True, slots=True)
+class Meaning:
+    """An HTTP status, a WebSocket close code (RFC 6455, 7.4.1 and its registry), and the OpenAI API's type."""
+
+    status: int
+    close_code: int
+    type: str
+
+
+MEANINGS: dict[type[CauserieError], Meaning] = {
+    CauserieError: Meaning(500, 1011, "server_error"),
+    InvalidRequest: Meaning(400, 1008, "invalid_request_error"),
+    ContextLengthExceeded: Meaning(400, 1009, "invalid_request_error"),
+    RequestTooLarge: Meaning(413, 1009, "invalid_request_error"),
+    RequestTimeout: Meaning(408, 1008, "invalid_request_error"),
+    ModelNotFound: Meaning(404, 1008, "invalid_request_error"),
+    DuplicateRequest: Meaning(409, 1008, "invalid_request_error"),
+    Overloaded: Meaning(429, 1013, "rate_limit_error"),
+    ShuttingDown: Meaning(503, 1012, "server_error"),
+    EngineOutOfMemory: Meaning(503, 1011, "server_error"),
+    # Not 409, which clients repeat by themselves: somebody wanted it to end.
+    Cancelled: Meaning(499, 1011, "invalid_request_error"),
+}
+"""An error that is not listed means what its nearest listed base means."""
+
+
+def meaning(error: CauserieError) -> Meaning:
+    return next(MEANINGS[class_] for class_ in type(error).__mro__ if class_ in MEANINGS)
+
+
+def error_body(error: CauserieError) -> bytes:
+    """The error as a JSON body, or as the data of an event in a stream that has begun."""
+    return error_object(error, meaning(error).type)
+
+
+def error_response(error: CauserieError, request_id: str, *, close: bool = False) -> Response:
+    """The answer to a request that failed before anything was answered. ``close``: the connection ends with it."""
+    headers = {"x-request-id": request_id}
+    if isinstance(error, Overloaded):
+        headers["retry-after"] = str(error.retry_after)
+    if close:
+        headers["connection"] = "close"
+    return Response(error_body(error), meaning(error).status, headers, "application/json")
+
+
+class UnknownRoute(CauserieError):
+    """No such path, or not by this method."""
+
+    code = "unknown_route"
+
+
+MEANINGS[UnknownRoute] = Meaning(404, 1008, "invalid_request_error")
+
+
+class MethodNotAllowed(UnknownRoute):
+    code = "method_not_allowed"
+
+
+MEANINGS[MethodNotAllowed] = Meaning(405, 1008, "invalid_request_error")
+
+
+def routing_error(error: HTTPException, method: str, path: str) -> UnknownRoute:
+    """Starlette's own two refusals in our words."""
+    where = f"{method[:20]} {path[:200]}"
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "")
+        return MethodNotAllowed(f"{where}: this path takes {allowed or 'other methods'} only.")
+    return UnknownRoute(f"{where}: there is nothing here. See GET / for what is.")

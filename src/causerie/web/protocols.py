@@ -1,0 +1,141 @@
+"""uvicorn's two protocols with what it leaves open: a hold on the connection, and caps on what a peer piles up.
+
+Each connection that is over is gone within ``LINGER`` seconds, whether or not its client takes what was sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, cast
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.frames import CloseCode, Frame
+from websockets.http11 import Request
+
+from causerie.errors import InvalidRequest, RequestTooLarge
+from causerie.web.errors import error_body
+from causerie.web.streams import CONNECTION
+
+MAX_HEADER_BYTES = 64 * 1024
+"""Of a request's line and headers together."""
+MAX_FRAGMENTS = 4096
+"""Of one WebSocket message."""
+LINGER = 30.0
+"""Seconds for a client to take the rest of what was sent once its connection is to close."""
+
+_TOO_LARGE = error_body(RequestTooLarge(f"The request line and headers are larger than {MAX_HEADER_BYTES} bytes."))
+_NOT_HTTP = error_body(InvalidRequest("This is not valid HTTP/1.1."))
+_REFUSAL = b"HTTP/1.1 %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b"
+
+
+class HttpProtocol(HttpToolsProtocol):
+    """HTTP/1.1 with capped headers; the app gets the connection as an ASGI extension."""
+
+    _in_headers = True
+    _header_bytes = 0
+    _end: asyncio.TimerHandle | None = None
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        # The parser keeps an unfinished header to itself, however long it gets.
+        if self._in_headers:
+            self._header_bytes += len(data)
+            if self._header_bytes > MAX_HEADER_BYTES and not self.transport.is_closing():
+                self.send_400_response("")
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        cast(dict[str, Any], self.scope)["extensions"] = {CONNECTION: self.transport}
+
+    def on_headers_complete(self) -> None:
+        size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+        if size > MAX_HEADER_BYTES:
+            self._header_bytes = size
+            raise ValueError("headers too large")
+        self._in_headers = False
+        self._header_bytes = 0
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._in_headers = True
+        super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is no request; the parser gave up, so the connection ends."""
+        large = self._header_bytes > MAX_HEADER_BYTES
+        status, body = (
+            (b"431 Request Header Fields Too Large", _TOO_LARGE) if large else (b"400 Bad Request", _NOT_HTTP)
+        )
+        self.transport.write(_REFUSAL % (status, len(body), body))
+        self.transport.close()
+        self._end_soon()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.transport.is_closing():
+            self._end_soon()
+
+    def timeout_keep_alive_handler(self) -> None:
+        super().timeout_keep_alive_handler()
+        self._end_soon()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._end is not None:
+            self._end.cancel()
+        super().connection_lost(exc)
+
+    def _end_soon(self) -> None:
+        if self._end is None:
+            self._end = self.loop.call_later(LINGER, self.transport.abort)
+
+
+class SocketProtocol(WebSocketsSansIOProtocol):
+    """WebSocket with capped fragments and unread pongs; the app gets the connection as an ASGI extension."""
+
+    _end: asyncio.TimerHandle | None = None
+
+    def handle_connect(self, event: Request) -> None:
+        super().handle_connect(event)
+        if self.response.status_code == 101:
+            extensions = cast(dict[str, Any], self.scope["extensions"])
+            extensions[CONNECTION] = self.transport
+
+    def handle_cont(self, event: Frame) -> None:
+        # Their bytes are capped already, but an empty fragment costs memory too.
+        if len(self.frames) >= MAX_FRAGMENTS:
+            self._fail(CloseCode.MESSAGE_TOO_BIG, f"more than {MAX_FRAGMENTS} fragments in one message")
+        else:
+            super().handle_cont(event)
+
+    def handle_ping(self) -> None:
+        if self.writable.is_set():
+            super().handle_ping()
+        else:
+            # A peer that pings and takes no pong would have them pile up here.
+            self.conn.data_to_send()
+
+    def send_receive_event_to_app(self) -> None:
+        if self.curr_msg_data_type == "text":
+            try:
+                b"".join(self.frames).decode()
+            except UnicodeDecodeError:
+                self._fail(CloseCode.INVALID_DATA, "invalid UTF-8")
+                return
+        super().send_receive_event_to_app()
+
+    async def run_asgi(self) -> None:
+        await super().run_asgi()
+        if not self.disconnected:
+            self._end = self.loop.call_later(LINGER, self.transport.abort)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._end is not None:
+            self._end.cancel()
+        super().connection_lost(exc)
+
+    def _fail(self, code: int, reason: str) -> None:
+        self.frames = []
+        if not self.close_sent:
+            self.conn.fail(code, reason)
+            self.handle_parser_exception()

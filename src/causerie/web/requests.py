@@ -1,0 +1,90 @@
+"""Reading a request: its id, its headers, its body within limits of size and time."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import uuid
+from collections.abc import Iterable
+
+from starlette.types import Receive, Scope
+
+from causerie.config import Settings
+from causerie.errors import InvalidRequest, RequestTimeout, RequestTooLarge
+
+_REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+_HOST = re.compile(rb"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(:\d{1,5})?")
+
+
+class ClientGone(Exception):
+    """The client left before its request was complete, or before it was answered."""
+
+
+def header(scope: Scope, name: bytes) -> bytes | None:
+    """The first header called ``name``, which is given in lower case."""
+    return next((value for key, value in scope["headers"] if key == name), None)
+
+
+def request_id(scope: Scope) -> str:
+    """The client's ``X-Request-Id``, if it is 1 to 128 visible ASCII characters; else a new one."""
+    given = header(scope, b"x-request-id")
+    return given.decode("ascii") if given is not None and _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+
+
+def check_host(headers: Iterable[tuple[bytes, bytes]]) -> None:
+    """Refuse a Host header that is no host, or of which there are two."""
+    hosts = [value for name, value in headers if name == b"host"]
+    if len(hosts) > 1 or (hosts and hosts[0] and not _HOST.fullmatch(hosts[0])):
+        raise InvalidRequest("The Host header is malformed.", param="Host")
+
+
+def same_origin(scope: Scope) -> bool:
+    """Whether a browser's page may open this socket: it has no Origin (so it is no browser), or ours."""
+    origin, host = header(scope, b"origin"), header(scope, b"host")
+    if origin is None:
+        return True
+    scheme, separator, authority = origin.lower().partition(b"://")
+    if not separator or scheme not in (b"http", b"https") or host is None:
+        return False
+    default = b":443" if scheme == b"https" else b":80"
+    return authority.removesuffix(default) == host.lower().removesuffix(default)
+
+
+async def read_body(scope: Scope, receive: Receive, settings: Settings) -> bytes:
+    """The whole body. Raises RequestTooLarge before it is buffered, RequestTimeout, ClientGone.
+
+    Half a body is never returned.
+    """
+    limit = settings.max_body_bytes
+    error = RequestTooLarge(f"The body is larger than {limit} bytes, the most that this server takes.")
+    length = header(scope, b"content-length")
+    if length is not None and length.isdigit() and (len(length) > 18 or int(length) > limit):
+        raise error
+    pieces: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout(settings.body_timeout):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientGone
+                size += len(message.get("body", b""))
+                if size > limit:
+                    raise error
+                pieces.append(message.get("body", b""))
+                if not message.get("more_body", False):
+                    return b"".join(pieces)
+    except TimeoutError:
+        raise RequestTimeout(f"The rest of the body did not arrive within {settings.body_timeout:g} seconds.") from None
+
+
+async def discard_body(receive: Receive, seconds: float) -> None:
+    """Let a client that is still sending finish for a while, so that it reads its refusal and not a reset."""
+    try:
+        async with asyncio.timeout(seconds):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect" or not message.get("more_body", False):
+                    return
+    except TimeoutError:
+        return

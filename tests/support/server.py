@@ -1,0 +1,27 @@
+"""The real server on a free port, on the test's own event loop."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from causerie.chat.service import ChatService
+from causerie.config import Settings
+from causerie.web.app import create_app
+from causerie.web.server import ChatServer, bind
+
+
+@asynccontextmanager
+async def running_server(service: ChatService) -> AsyncIterator[str]:
+    """Start ``service`` and serve it; gives the base URL, and ends both afterwards.
+
+    Clients that block must run in a thread (``asyncio.to_thread``): server and test share a loop.
+    """
+    await service.start()
+    server = ChatServer(create_app(service), service.settings, bind(Settings(port=0)))
+    try:
+        await server.start()
+        yield server.url
+    finally:
+        await server.stop()
+        await service.stop()

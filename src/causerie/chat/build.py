@@ -11,7 +11,8 @@ from causerie.engines.scripted import ScriptedEngine
 from causerie.errors import ConfigError
 from causerie.models.folder import ModelFolder
 from causerie.models.precision import PRECISIONS
-from causerie.models.resolve import Progress, resolve
+from causerie.models.progress import Progress
+from causerie.models.resolve import resolve
 from causerie.text.model import TextModel
 
 logger = logging.getLogger("causerie.build")

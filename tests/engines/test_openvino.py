@@ -1,0 +1,134 @@
+"""OpenVINO on the real default model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from causerie.engines.base import EndReason, Engine
+from causerie.engines.openvino import BLOCK, OpenVINOEngine
+from causerie.models.folder import ModelFolder
+from causerie.models.precision import PRECISIONS
+from causerie.types import SamplingParams
+from tests.engines.conformance import EngineConformance, Recorder
+
+pytestmark = pytest.mark.model
+
+GREEDY = SamplingParams(max_tokens=10, temperature=0.0)
+
+
+class Table:
+    """A started engine and what it delivered."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.recorder = Recorder()
+        engine.start(self.recorder)
+
+    def result(self, number: int) -> tuple[EndReason, list[int]]:
+        self.recorder.wait_ended(number)
+        self.recorder.check(number)
+        return self.recorder.ends(number)[0], self.recorder.ids(number)
+
+
+MakeTable = Callable[[int], Table]
+
+
+def openvino(folder: ModelFolder, blocks: int) -> OpenVINOEngine:
+    """An engine with a KV cache of at least so many blocks, and hardly more."""
+    precision = PRECISIONS["balanced"]
+    wanted = blocks * BLOCK * folder.kv_bytes_per_token
+    for share in (0.25, 0.5, 0.5625, 1.0, 2.0):
+        engine = OpenVINOEngine(
+            folder.path,
+            context_window=folder.context_window,
+            eos_token_ids=folder.eos_token_ids,
+            kv_bytes_per_token=folder.kv_bytes_per_token,
+            kv_cache_bytes=int(wanted * share * 1.01),
+            max_sequences=64,
+            batched_tokens=320,
+            properties=precision.properties,
+        )
+        if engine.info.kv_tokens >= blocks * BLOCK:
+            break
+    return engine
+
+
+@pytest.fixture
+def table(default_folder: ModelFolder) -> Iterator[MakeTable]:
+    tables: list[Table] = []
+
+    def make(blocks: int) -> Table:
+        tables.append(Table(openvino(default_folder, blocks)))
+        return tables[-1]
+
+    yield make
+    for made in tables:
+        made.engine.stop()
+
+
+def ids(number: int, length: int = 40) -> list[int]:
+    """Distinct ordinary ids."""
+    return [1000 + (number * 7919 + index * 104729) % 40000 for index in range(length)]
+
+
+class TestConformance(EngineConformance):
+    @pytest.fixture
+    def new_engine(self, default_folder: ModelFolder) -> Callable[[], Engine]:
+        return lambda: openvino(default_folder, 1024)
+
+    @pytest.fixture
+    def prompt(self) -> list[int]:
+        return ids(3, 90)
+
+
+def test_a_cache_of_a_few_blocks_and_sixteen_streams_ends_every_one_truthfully(table: MakeTable) -> None:
+    desk = table(8)
+    for number in range(16):
+        desk.engine.submit(number, ids(number), SamplingParams(max_tokens=300, temperature=0.0, ignore_eos=True))
+    for number in range(16):
+        ended, said = desk.result(number)
+        # 40 + 300 tokens can never fit into 8 blocks of 32: nobody may be told that it finished.
+        assert ended is EndReason.OUT_OF_MEMORY
+        assert len(said) < 300
+    assert any(desk.recorder.ids(number) for number in range(16))
+    desk.engine.submit(99, ids(99), GREEDY)
+    assert desk.result(99)[0] is EndReason.LENGTH
+
+
+def test_a_prompt_larger_than_the_cache_is_out_of_memory_and_the_engine_lives(table: MakeTable) -> None:
+    desk = table(8)
+    desk.engine.submit(1, ids(1, 400), GREEDY)
+    assert desk.result(1) == (EndReason.OUT_OF_MEMORY, [])
+    desk.engine.submit(2, ids(2), GREEDY)
+    assert len(desk.result(2)[1]) == 10
+
+
+def test_requests_without_a_seed_do_not_all_sample_the_same(table: MakeTable) -> None:
+    desk = table(256)
+    for number in range(4):
+        desk.engine.submit(number, ids(0), SamplingParams(max_tokens=12, temperature=1.5))
+    assert len({tuple(desk.result(number)[1]) for number in range(4)}) > 1
+
+
+def test_stop_ids_hold_also_for_one_that_ignores_the_end_of_text(table: MakeTable) -> None:
+    desk = table(256)
+    desk.engine.submit(1, ids(0), SamplingParams(max_tokens=10, temperature=0.0, ignore_eos=True))
+    _, plain = desk.result(1)
+    stop = plain[4]
+    sampling = SamplingParams(max_tokens=10, temperature=0.0, ignore_eos=True, stop_token_ids=frozenset({stop}))
+    desk.engine.submit(2, ids(0), sampling)
+    assert desk.result(2) == (EndReason.STOP, plain[: plain.index(stop) + 1])
+
+
+def test_a_prefilled_prompt_is_answered_as_one_that_was_not(table: MakeTable) -> None:
+    desk = table(256)
+    desk.engine.submit(1, ids(0, 200), GREEDY)
+    cold = desk.result(1)
+    for number, length in ((2, 64), (3, 128), (4, 192)):
+        desk.engine.prefill(number, ids(5, length))
+        assert desk.result(number) == (EndReason.PREFILLED, [])
+    desk.engine.submit(5, ids(5, 200), GREEDY)
+    assert desk.result(5)[0] is cold[0]
+    assert len(desk.result(5)[1]) == len(cold[1])

@@ -8,15 +8,14 @@ a file with anything that the reader would pass over is refused.
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from causerie.errors import MissingExtra, ModelUnavailable
+from causerie.errors import MissingExtra
+from causerie.models.export import run_export
 from causerie.models.folder import WeightForm
 from causerie.models.gguf_encode import encode
 from causerie.models.gguf_file import GgufFile
@@ -112,17 +111,3 @@ def write_openvino(file: GgufFile, form: WeightForm, folder: Path, progress: Pro
         np.savez(exact, allow_pickle=False, **vectors)
         progress.note("Building the OpenVINO model…")
         run_export("causerie.models.openvino_export", encoded, exact, folder)
-
-
-def run_export(module: str, *arguments: Path) -> None:
-    """Run one of the export programs on its own, so that its memory and its chatter go with it."""
-    command = [sys.executable, "-m", module, *map(str, arguments)]
-    done = subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False
-    )
-    if done.returncode != 0:
-        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-        reason = lines[-1] if lines else "it said nothing"
-        if done.returncode < 0:
-            reason = f"killed by signal {-done.returncode}; was there enough memory?"
-        raise ModelUnavailable(f"The model could not be converted ({reason}).")

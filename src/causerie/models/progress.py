@@ -16,6 +16,11 @@ Advance: TypeAlias = Callable[[int], object]
 class Progress(Protocol):
     """Where the steps of a download or conversion are told."""
 
+    @property
+    def visible(self) -> bool:
+        """Whether bars of other libraries may be drawn on standard error."""
+        ...
+
     def task(self, label: str, total: int | None, unit: Unit) -> AbstractContextManager[Advance]:
         """One step with an amount; the context's value is called with every amount done."""
         ...
@@ -27,6 +32,8 @@ class Progress(Protocol):
 
 class Silent:
     """For callers who want to hear nothing."""
+
+    visible = False
 
     @contextmanager
     def task(self, label: str, total: int | None, unit: Unit) -> Iterator[Advance]:
@@ -41,6 +48,7 @@ class StderrProgress:
 
     def __init__(self, file: TextIO | None = None) -> None:
         self._file = sys.stderr if file is None else file
+        self.visible = self._file is sys.stderr and self._file.isatty()
 
     @contextmanager
     def task(self, label: str, total: int | None, unit: Unit) -> Iterator[Advance]:

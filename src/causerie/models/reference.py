@@ -10,7 +10,9 @@ from typing import TypeAlias
 from causerie.errors import ModelUnavailable
 
 _HUB_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
-_HUB_ID = re.compile(rf"({_HUB_NAME}/{_HUB_NAME})(?::([A-Za-z0-9_.-]+))?")
+_HUB_ID = re.compile(
+    rf"(?:(?:https://)?(?:hf\.co|huggingface\.co)/)?({_HUB_NAME}/{_HUB_NAME})(?::([A-Za-z0-9_.-]+))?/?"
+)
 _FORMS = (
     "Give a hub id (org/repo, or org/repo:Q4_K_M for one GGUF file of it), a local folder, a local .gguf file, "
     "or 'default'."

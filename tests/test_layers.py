@@ -195,7 +195,7 @@ def test_import_is_quick() -> None:
     assert median(float(python(code)) for _ in range(5)) < 0.150
 
 
-@pytest.mark.parametrize("module", ["causerie"])
+@pytest.mark.parametrize("module", ["causerie", "causerie.cli.commands"])
 def test_import_loads_no_runtime(module: str) -> None:
     loaded = python(f"import {module}, sys; print(*sys.modules)").split()
     assert set(loaded) & (RUNTIMES | {"tokenizers", "uvicorn", "numpy"}) == set()

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import click
 from pydantic.fields import FieldInfo
 
-from causerie.config import ENV_PREFIX, Settings
-from causerie.errors import InvalidRequest
+from causerie.config import ENV_PREFIX, Settings, load_settings
+from causerie.errors import ConfigError, InvalidRequest
 from causerie.wire.fields import QueryFields
 from causerie.wire.sampling import Limits, take_sampling
 
@@ -24,7 +24,7 @@ MODEL_SETTINGS = ("model", "engine", "precision", "kv_cache_gib", "prefill_piece
 def setting_options(*names: str) -> Callable[[Command], Command]:
     """Adds ``--config`` and the named settings' options (all of them if none is named).
 
-    The command gets ``flags``, the settings that were given, and ``config``, for ``load_settings``.
+    The command gets ``flags``, the settings that were given, and ``config``, for ``load``.
     """
     chosen = names or tuple(Settings.model_fields)
 
@@ -41,6 +41,14 @@ def setting_options(*names: str) -> Callable[[Command], Command]:
         return _config_option(wrapped)
 
     return decorate
+
+
+def load(flags: Mapping[str, Any], config: Path | None) -> Settings:
+    """The settings, from all their sources. A wrong one is wrong usage."""
+    try:
+        return load_settings(flags, file=config)
+    except ConfigError as error:
+        raise click.UsageError(str(error), click.get_current_context()) from None
 
 
 def flag_of(name: str) -> str:

@@ -1,0 +1,132 @@
+"""``causerie chat``: what is remembered, and that Ctrl-C stops the answer and not the program."""
+
+from __future__ import annotations
+
+import io
+import signal
+import threading
+import time
+from collections.abc import Iterable, Sequence
+
+import pytest
+
+from causerie.chat.build import scripted_service
+from causerie.cli.chat import Repl
+from causerie.cli.talk import LocalTalker, talking
+from causerie.config import Settings
+from causerie.engines.scripted import IM_END, ScriptedEngine
+from causerie.types import SamplingParams
+from tests.cli.command import SCRIPTED, causerie, one_line, serving
+from tests.cli.terminal import CTRL_C, CTRL_D, terminal
+
+LONG = "tide " * 150
+
+
+def test_each_piped_line_is_a_turn() -> None:
+    done = causerie("chat", *SCRIPTED, stdin=b"one\n\n  two  \n/new\nthree")
+    assert done.returncode == 0
+    lines = done.stdout.decode().splitlines()
+    assert [line.split(".")[0] for line in lines] == ["You said: one", "You said: two", "You said: three"]
+
+
+def test_a_server_can_be_talked_to() -> None:
+    with serving() as (_, url):
+        done = causerie("chat", "--server", url, stdin=b"one\ntwo\n")
+    assert (done.returncode, done.stdout.count(b"You said: ")) == (0, 2)
+
+
+def test_piped_turns_end_at_the_first_error() -> None:
+    done = causerie("chat", *SCRIPTED, stdin=b"x" * 9000 + b"\nhello\n")
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert "context window" in one_line(done.stderr)
+
+
+def test_ctrl_c_stops_the_answer_and_not_the_program() -> None:
+    with terminal("chat", *SCRIPTED) as screen:
+        screen.wait_for("Talking to scripted.*\n> ")
+        screen.type(LONG + "\n")
+        screen.wait_for("You said: tide")
+        screen.type(CTRL_C)
+        screen.wait_for(r"\(stopped\)\n> ")
+        screen.type("hello\n")
+        screen.wait_for("You said: hello.*this way.\n> ")
+        screen.type(CTRL_D)
+        assert screen.end() == 0
+
+
+@pytest.mark.parametrize("leave", ["/quit\n", CTRL_C, CTRL_D])
+def test_leaving_at_the_prompt(leave: str) -> None:
+    with terminal("chat", *SCRIPTED) as screen:
+        screen.wait_for("> ")
+        time.sleep(0.3)  # readline shows the prompt a moment before it looks for signals.
+        screen.type(leave)
+        assert screen.end() == 0
+        assert "Traceback" not in screen.seen
+
+
+def test_commands_are_explained() -> None:
+    with terminal("chat", *SCRIPTED) as screen:
+        screen.wait_for("> ")
+        screen.type("/halp\n")
+        screen.wait_for("There is no /halp.*/new .*\n(.*\n)*> ")
+        screen.type("/help\n")
+        screen.wait_for("/quit .*\n(.*\n)*> ")
+
+
+def test_an_error_at_a_terminal_leaves_the_chat_open() -> None:
+    with serving() as (server, url), terminal("chat", "--server", url) as screen:
+        screen.wait_for("> ")
+        assert server.stop(signal.SIGTERM) == 0
+        screen.type("hello\n")
+        screen.wait_for("causerie: No server answers.*\n> ")
+        screen.type(CTRL_D)
+        assert screen.end() == 0
+
+
+class Prompts:
+    """A script that keeps every prompt it was given, and answers five words."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    def __call__(self, prompt: Sequence[int]) -> Iterable[int]:
+        self.seen.append("".join("|" if id_ > 255 else chr(id_) for id_ in prompt))
+        return [*b"word " * 5, IM_END]
+
+
+class Screen(io.StringIO):
+    """A standard output whose reader presses Ctrl-C once, after two words."""
+
+    pressed = False
+
+    def write(self, text: str) -> int:
+        written = super().write(text)
+        if not self.pressed and "word word" in self.getvalue():
+            self.pressed = True
+            signal.raise_signal(signal.SIGINT)
+        return written
+
+
+def test_what_was_said_before_ctrl_c_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts, permits = Prompts(), threading.Semaphore(0)
+    engine = ScriptedEngine(prompts, permits=permits, ids_per_step=5)
+    talker = LocalTalker(scripted_service(Settings(), engine), SamplingParams(max_tokens=100))
+    turns = iter(["first", "second"])
+
+    def next_turn(_: str) -> str:
+        try:
+            turn = next(turns)
+        except StopIteration:
+            raise EOFError from None
+        permits.release(2 if turn == "first" else 1000)
+        return turn
+
+    monkeypatch.setattr("builtins.input", next_turn)
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    monkeypatch.setattr("sys.stdout", Screen())
+    with talking(talker) as runner:
+        Repl(talker, runner, system=None).run()
+    remembered = prompts.seen[1]
+    assert "assistant\nword word " in remembered
+    assert "word word word" not in remembered
+    assert remembered.index("first") < remembered.index("word word") < remembered.index("second")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,15 @@ def encode(file: GgufFile, form: WeightForm, out: Path, progress: Progress) -> N
     A tensor that has the form already is copied as it is. The tokenizer written is one of two letters: the
     runtime's own reading of tokenizers is not used, and a model must not fail on it.
     """
-    from gguf import GGML_QUANT_SIZES, GGUFWriter, LlamaFileType
+    from gguf import GGUFWriter
 
-    writer = GGUFWriter(out, file.architecture)
+    with closing(GGUFWriter(out, file.architecture)) as writer:
+        _write(writer, file, form, progress)
+
+
+def _write(writer: Any, file: GgufFile, form: WeightForm, progress: Progress) -> None:
+    from gguf import GGML_QUANT_SIZES, LlamaFileType
+
     writer.add_file_type(LlamaFileType.MOSTLY_F16 if form == "f16" else LlamaFileType.MOSTLY_Q8_0)
     writer.add_quantization_version(2)
     for key in file.keys:
@@ -53,7 +60,6 @@ def encode(file: GgufFile, form: WeightForm, out: Path, progress: Progress) -> N
         for tensor, kind in zip(tensors, kinds, strict=True):
             writer.write_tensor_data(_encoded(tensor, kind))
             advance(1)
-    writer.close()
 
 
 def _kind(tensor: Any, form: WeightForm) -> Any:

@@ -105,7 +105,7 @@ def write_openvino(file: GgufFile, form: WeightForm, folder: Path, progress: Pro
     with tempfile.TemporaryDirectory(dir=folder, prefix="export-") as scratch:
         encoded, exact = Path(scratch) / "model.gguf", Path(scratch) / "exact.npz"
         encode(file, form, encoded, progress)
-        vectors = {t.name: np.asarray(t.data, np.float32) for t in file.tensors if t.name.endswith("norm.weight")}
+        vectors = {t.name: np.asarray(t.data, np.float32) for t in file.tensors if len(t.shape) == 1}
         vectors["rope"] = rope_frequencies(file)
         vectors["rope.unscaled"] = rope_frequencies(file, scaled=False)
         np.savez(exact, allow_pickle=False, **vectors)

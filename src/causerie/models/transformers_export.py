@@ -13,9 +13,12 @@ from typing import Any
 
 def export(source: Path, out: Path) -> None:
     import torch
-    from transformers import AutoModelForCausalLM
+    import transformers
 
-    read: Any = AutoModelForCausalLM.from_pretrained
+    read: Any = transformers.AutoModelForCausalLM.from_pretrained
+    options = (
+        {"quantization_config": transformers.GgufConfig(dequantize=True)} if hasattr(transformers, "GgufConfig") else {}
+    )
     model, loading = read(
         source.parent,
         gguf_file=source.name,
@@ -23,9 +26,16 @@ def export(source: Path, out: Path) -> None:
         local_files_only=True,
         trust_remote_code=False,
         output_loading_info=True,
+        **options,
     )
     if loading["missing_keys"]:
         raise RuntimeError(f"the file has no weights for {', '.join(sorted(loading['missing_keys'])[:3])}")
+    if any(weight.dtype != torch.float32 for weight in model.parameters()):
+        raise RuntimeError("transformers did not decode the weights to float32")
+    # The weights are plain now; what still says that they are GGUF's would forbid to save them.
+    model.hf_quantizer = None
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
     model.save_pretrained(out)
 
 

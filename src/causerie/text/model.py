@@ -10,7 +10,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
-from causerie.errors import InvalidRequest
+from causerie.errors import ContextLengthExceeded, InvalidRequest
 from causerie.text.detokenizer import BYTE_CHARACTERS, Detokenization, Detokenizer
 from causerie.text.files import TextFiles, read_text_files
 from causerie.text.template import ChatTemplate
@@ -68,21 +68,26 @@ class TextModel:
         )
         return cls(TextFiles(tokenizer, _CHATML, {}), eos_token_ids=frozenset({IM_END}), bos_token_id=None)
 
-    def encode(self, prompt: Prompt) -> list[int]:
+    def encode(self, prompt: Prompt, *, limit: int | None = None) -> list[int]:
         """The prompt's token ids.
 
         A conversation gets the ids of transformers' ``apply_chat_template(add_generation_prompt=True)``, save
         that no text of a message becomes a control token: it is encoded as the plain text it is. Without a
         template, each turn is followed by the end-of-text token, as DialoGPT has it. Plain text never gives a
         control token either. Raises InvalidRequest for a prompt that is empty, not valid Unicode, out of the
-        vocabulary, or refused by the template.
+        vocabulary, or refused by the template; and ContextLengthExceeded for more than ``limit`` tokens, which
+        for very long prompts is much cheaper than to count the ids.
         """
         if isinstance(prompt, ChatPrompt):
-            ids = self._encode_chat(prompt.messages)
+            ids = self._encode_chat(prompt.messages, limit)
         elif isinstance(prompt, TextPrompt):
-            ids = self._encode_text(prompt.text)
+            ids = self._encode_text(prompt.text, limit)
         else:
             ids = self._check_ids(prompt.ids)
+        if limit is not None and len(ids) > limit:
+            raise ContextLengthExceeded(
+                len(ids), limit, param="messages" if isinstance(prompt, ChatPrompt) else "prompt"
+            )
         return ids
 
     def detokenizer(self) -> Detokenizer:
@@ -103,23 +108,23 @@ class TextModel:
         spelled = {name: files.tokenizer.id_to_token(number) for name, number in named.items() if number is not None}
         return {name: text for name, text in spelled.items() if text is not None} | dict(files.special_tokens)
 
-    def _encode_chat(self, messages: Sequence[Message]) -> list[int]:
+    def _encode_chat(self, messages: Sequence[Message], limit: int | None) -> list[int]:
         if not messages:
             raise InvalidRequest("There are no messages: give at least one.", param="messages")
         for message in messages:
             for text in (message.role, message.content, message.name or ""):
                 _check_unicode(text, "messages")
         if self._template is None:
-            return self._encode_turns(messages)
+            return self._encode_turns(messages, limit)
         written = self._template.render(messages)
         veil = self._guard.veil(messages)
         if veil is None:
-            return self._tokenizer.encode(written)
+            return self._tokenizer.encode(written, limit)
         veiled = self._template.render(veil.cover(messages))
         text, own = veil.lift(veiled), list(self._tokenizer.spans(veiled))
         if self._only_has(written, own, same_places=text == written):
-            return self._tokenizer.encode(written)
-        return self._tokenizer.encode_plain(text, own)
+            return self._tokenizer.encode(written, limit)
+        return self._tokenizer.encode_plain(text, own, limit)
 
     def _only_has(self, written: str, own: Sequence[ControlSpan], *, same_places: bool) -> bool:
         """Whether the control tokens in ``written`` are ``own`` and no others.
@@ -129,7 +134,7 @@ class TextModel:
         pairs = zip_longest(self._tokenizer.spans(written), own)
         return all(a == b if same_places else a and b and a.id == b.id for a, b in pairs)
 
-    def _encode_turns(self, messages: Sequence[Message]) -> list[int]:
+    def _encode_turns(self, messages: Sequence[Message], limit: int | None) -> list[int]:
         if self._end_of_turn is None:
             raise InvalidRequest(
                 "This model has no chat template and no end-of-text token. Give it plain text to continue instead.",
@@ -137,14 +142,18 @@ class TextModel:
             )
         ids: list[int] = []
         for message in messages:
-            ids += [*self._tokenizer.encode_plain(message.content), self._end_of_turn]
+            ids += [*self._tokenizer.encode_plain(message.content, limit=limit), self._end_of_turn]
         return ids
 
-    def _encode_text(self, text: str) -> list[int]:
+    def _encode_text(self, text: str, limit: int | None) -> list[int]:
         _check_unicode(text, "prompt")
         if not text:
             raise InvalidRequest("The prompt is empty.", param="prompt")
-        return self._bos + self._tokenizer.encode_plain(text)
+        try:
+            return self._bos + self._tokenizer.encode_plain(text, limit=limit)
+        except ContextLengthExceeded as error:
+            error.param = "prompt"
+            raise
 
     def _check_ids(self, ids: Sequence[int]) -> list[int]:
         if not ids:

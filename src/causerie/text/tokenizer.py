@@ -9,12 +9,14 @@ from __future__ import annotations
 import os
 import re
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import orjson
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.models import WordLevel
+
+from causerie.errors import ContextLengthExceeded
 
 _SPACE = re.compile(r"[^\S\x1c-\x1f]")
 """Whitespace as the tokenizers library has it."""
@@ -58,17 +60,20 @@ class ControlTokenizer:
         normalized = tokenizer.normalizer is not None and any(token.normalized for token in added.values())
         self._splitter = _splitter(tokenizer, added.values()) if normalized else None
 
-    def encode(self, text: str) -> list[int]:
-        """The ids as transformers has them, control tokens included."""
-        return _encode(self._whole, text)
+    def encode(self, text: str, limit: int | None = None) -> list[int]:
+        """The ids as transformers has them, control tokens included.
 
-    def encode_plain(self, text: str, own: Sequence[ControlSpan] = ()) -> list[int]:
+        Raises ContextLengthExceeded if there are more than ``limit``; so does ``encode_plain``.
+        """
+        return _encode(self._whole, text, limit)
+
+    def encode_plain(self, text: str, own: Sequence[ControlSpan] = (), limit: int | None = None) -> list[int]:
         """The ids of ``text`` as mere text, save for the control tokens ``own`` that it has by right."""
         parts, end = [], 0
         for span in own:
             parts += [text[end : span.start], self._sentinel]
             end = span.end
-        ids = _encode(self._plain, "".join([*parts, text[end:]]))
+        ids = _encode(self._plain, "".join([*parts, text[end:]]), limit)
         own_ids = (span.id for span in own)
         return [next(own_ids) if number == self._sentinel_id else number for number in ids] if own else ids
 
@@ -105,9 +110,13 @@ class ControlTokenizer:
                 yield ControlSpan(number, start, end)
 
 
-def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
-    # A batch of one: it releases the GIL while it works, which ``encode`` does not.
-    ids: list[int] = tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
+def _encode(tokenizer: Tokenizer, text: str, limit: int | None) -> list[int]:
+    # A batch of one: it releases the GIL while it works, which ``encode`` does not. Listing the ids does not, and
+    # the millions of a text that is too long would hold up every other thread.
+    encoding = tokenizer.encode_batch_fast([text], add_special_tokens=False)[0]
+    if limit is not None and len(encoding) > limit:
+        raise ContextLengthExceeded(len(encoding), limit)
+    ids: list[int] = encoding.ids
     return ids
 
 
@@ -120,16 +129,19 @@ def _splitter(tokenizer: Tokenizer, added: Iterable[AddedToken]) -> Tokenizer:
     return splitter
 
 
-def _without(tokenizer: Tokenizer, controls: dict[str, int], sentinel: str) -> Tokenizer:
-    """The tokenizer with the same ids but no control tokens, and ``sentinel`` as the one special token.
+def _without(tokenizer: Tokenizer, controls: Mapping[str, int], sentinel: str) -> Tokenizer:
+    """The tokenizer with the same ids but control tokens that nobody can write, and ``sentinel`` added.
 
-    The vocabulary's entries for them get names that nobody can write, since some models (Unigram, merges made
-    from the vocabulary) would find them without their being added tokens.
+    They are renamed in the vocabulary too, since some models (Unigram, merges made from the vocabulary) would find
+    them there. Only one that is a single character of the vocabulary becomes that character: it may be a letter of
+    the alphabet that all other tokens are made of.
     """
     definition = orjson.loads(tokenizer.to_str())
     model = definition["model"]
-    names = {text: f"{sentinel}{number}" for text, number in controls.items()}
-    definition["added_tokens"] = [token for token in definition["added_tokens"] if token["content"] not in names]
+    letters = {text for text in controls if len(text) == 1 and text in model["vocab"]}
+    names = {text: f"<{number}:{sentinel}>" for text, number in controls.items() if text not in letters}
+    added = [token for token in definition["added_tokens"] if token["content"] not in letters]
+    definition["added_tokens"] = [token | {"content": names.get(token["content"], token["content"])} for token in added]
     definition["post_processor"] = None
     if isinstance(model["vocab"], dict):
         model["vocab"] = {names.get(text, text): number for text, number in model["vocab"].items()}
@@ -137,14 +149,15 @@ def _without(tokenizer: Tokenizer, controls: dict[str, int], sentinel: str) -> T
     else:
         model["vocab"] = [[names.get(text, text), score] for text, score in model["vocab"]]
     if "merges" in model:
-        model["merges"] = [merge for merge in model["merges"] if _merged(merge) not in names]
+        model["merges"] = [merge for merge in model["merges"] if names.keys().isdisjoint(_involved(merge))]
     plain = Tokenizer.from_buffer(orjson.dumps(definition))
     plain.add_special_tokens([AddedToken(sentinel, special=True, normalized=False)])
     return plain
 
 
-def _merged(merge: Any) -> str:
-    return merge.replace(" ", "", 1) if isinstance(merge, str) else "".join(merge)
+def _involved(merge: Any) -> tuple[str, str, str]:
+    left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
+    return left, right, left + right
 
 
 def _trie_pattern(words: Sequence[str]) -> str:

@@ -9,6 +9,7 @@ from causerie.chat.service import ChatService
 from causerie.config import Settings
 from causerie.web.app import create_app
 from causerie.web.server import ChatServer, bind
+from tests.support.http import close_all
 
 
 @asynccontextmanager
@@ -23,5 +24,6 @@ async def running_server(service: ChatService) -> AsyncIterator[str]:
         await server.start()
         yield server.url
     finally:
+        close_all()
         await server.stop()
         await service.stop()

@@ -16,9 +16,9 @@ from starlette.types import Receive, Scope, Send
 from causerie.chat.conversation import Conversation
 from causerie.chat.log import ResponseLog
 from causerie.chat.service import ChatService
-from causerie.errors import CauserieError, InvalidRequest, ShuttingDown
+from causerie.errors import CauserieError, ShuttingDown
 from causerie.types import CancelCause, Failed, Finished, GenerationRequest, SamplingParams, Started, TextDelta
-from causerie.web.errors import error_response, meaning
+from causerie.web.errors import ForeignOrigin, error_response, meaning
 from causerie.web.pulse import Pulse
 from causerie.web.requests import same_origin
 from causerie.web.streams import CONNECTION, cancelled_error
@@ -28,10 +28,6 @@ logger = logging.getLogger("causerie.web")
 
 UNSUPPORTED_DATA = 1003
 INTERNAL_ERROR = 1011
-
-
-class ForeignOrigin(InvalidRequest):
-    code = "foreign_origin"
 
 
 class Chatbot:
@@ -94,8 +90,7 @@ class Session:
             self._closed = True
             self._pulse.stop()
             answering.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await answering
+            await asyncio.wait({answering})
 
     async def drain(self) -> None:
         """Close once no turn is being answered and none waits."""
@@ -159,7 +154,9 @@ class Session:
     async def _send_text(self, text: str) -> None:
         if not self._closed:
             self._pulse.begin()
-            await self._send({"type": "websocket.send", "text": text})
+            # OSError is ASGI's word for a client that has left; receiving says so too.
+            with contextlib.suppress(OSError):
+                await self._send({"type": "websocket.send", "text": text})
             self._pulse.end()
 
     async def _close_with(self, error: CauserieError) -> None:
@@ -171,7 +168,8 @@ class Session:
             self._turns.set()
             if self._log is not None:
                 self._log.cancel(CancelCause.CLIENT)
-            await self._send({"type": "websocket.close", "code": code, "reason": close_reason(reason)})
+            with contextlib.suppress(OSError):
+                await self._send({"type": "websocket.close", "code": code, "reason": close_reason(reason)})
 
     def _give_up(self) -> None:
         """The client takes nothing: free the engine, and do not wait for the client."""

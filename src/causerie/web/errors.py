@@ -23,6 +23,24 @@ from causerie.errors import (
 from causerie.wire.openai import error_object
 
 
+class UnknownRoute(CauserieError):
+    """No such path."""
+
+    code = "unknown_route"
+
+
+class MethodNotAllowed(CauserieError):
+    """The path is there, but not for this method."""
+
+    code = "method_not_allowed"
+
+
+class ForeignOrigin(CauserieError):
+    """A page of another site wants to open a socket here."""
+
+    code = "foreign_origin"
+
+
 @dataclass(frozen=True, slots=True)
 class Meaning:
     """An HTTP status, a WebSocket close code (RFC 6455, 7.4.1 and its registry), and the OpenAI API's type."""
@@ -45,6 +63,9 @@ MEANINGS: dict[type[CauserieError], Meaning] = {
     EngineOutOfMemory: Meaning(503, 1011, "server_error"),
     # Not 409, which clients repeat by themselves: somebody wanted it to end.
     Cancelled: Meaning(499, 1011, "invalid_request_error"),
+    UnknownRoute: Meaning(404, 1008, "invalid_request_error"),
+    MethodNotAllowed: Meaning(405, 1008, "invalid_request_error"),
+    ForeignOrigin: Meaning(403, 1008, "invalid_request_error"),
 }
 """An error that is not listed means what its nearest listed base means."""
 
@@ -68,23 +89,7 @@ def error_response(error: CauserieError, request_id: str, *, close: bool = False
     return Response(error_body(error), meaning(error).status, headers, "application/json")
 
 
-class UnknownRoute(CauserieError):
-    """No such path, or not by this method."""
-
-    code = "unknown_route"
-
-
-MEANINGS[UnknownRoute] = Meaning(404, 1008, "invalid_request_error")
-
-
-class MethodNotAllowed(UnknownRoute):
-    code = "method_not_allowed"
-
-
-MEANINGS[MethodNotAllowed] = Meaning(405, 1008, "invalid_request_error")
-
-
-def routing_error(error: HTTPException, method: str, path: str) -> UnknownRoute:
+def routing_error(error: HTTPException, method: str, path: str) -> CauserieError:
     """Starlette's own two refusals in our words."""
     where = f"{method[:20]} {path[:200]}"
     if error.status_code == 405:

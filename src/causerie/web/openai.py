@@ -13,7 +13,7 @@ from causerie.chat.service import ChatService
 from causerie.errors import CauserieError, ModelNotFound
 from causerie.types import Finished, TextDelta
 from causerie.web.errors import error_body
-from causerie.web.requests import read_body
+from causerie.web.requests import id_header, read_body
 from causerie.web.streams import StreamedAnswer, read_to_end
 from causerie.wire import sse
 from causerie.wire.completions import CompletionCall
@@ -58,19 +58,16 @@ class Completions:
             n=call.n,
             logprobs=None if call.sampling.logprobs is None else service.text,
         )
-        id_header = (b"x-request-id", request_id.encode())
         if call.stream:
             encoder = _EventStream(Chunks(heading, include_usage=call.include_usage))
-            headers = [*EVENT_STREAM_HEADERS, id_header]
+            headers = [*EVENT_STREAM_HEADERS, (b"x-request-id", request_id.encode())]
             answer = StreamedAnswer(log, encoder, headers, service.settings, heartbeat=sse.HEARTBEAT)
             await answer(scope, receive, send)
         else:
             whole = Whole(heading)
             finished = await read_to_end(log, receive, whole.delta)
-            response = Response(
-                whole.finished(finished), headers={"x-request-id": request_id}, media_type="application/json"
-            )
-            await response(scope, receive, send)
+            body = whole.finished(finished)
+            await Response(body, headers=id_header(scope), media_type="application/json")(scope, receive, send)
 
 
 class _EventStream:
@@ -101,5 +98,4 @@ class Models:
         if name not in (None, service.model_name, "default"):
             raise ModelNotFound(f"The model {shown(name)} is not served here.", param="model")
         body = model_list([model]) if name is None else orjson.dumps(model)
-        headers = {"x-request-id": scope["state"]["request_id"]}
-        await Response(body, headers=headers, media_type="application/json")(scope, receive, send)
+        await Response(body, headers=id_header(scope), media_type="application/json")(scope, receive, send)

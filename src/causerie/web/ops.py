@@ -7,16 +7,21 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from causerie.chat.service import ChatService
+from causerie.web.requests import header, id_header
 
 DECODE_TIMEOUT = 10.0
 """Seconds in which the engine has to decode one token to be healthy."""
 
 _WELCOME = """causerie: {model} is listening.
 
-  curl -N 'http://{host}/?prompt=Hello'        text in, text out (or a text body)
-  ws://{host}/                                 a conversation; each answer ends with <<Response Finished>>
-  http://{host}/v1                             base URL for OpenAI clients; no key is needed
-  /health /ready /metrics                      for whoever runs it
+Text in, text out (?prompt=… or a text body):
+    curl -N -d 'Hello' http://{host}/
+A conversation, where each answer ends with <<Response Finished>>:
+    ws://{host}/
+For OpenAI clients, the base URL (any key will do):
+    http://{host}/v1
+For whoever runs it:
+    /health  /ready  /metrics
 """
 
 
@@ -28,7 +33,7 @@ class Health:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         healthy = await self._service.check_decode(DECODE_TIMEOUT)
-        await _status(healthy, "ok" if healthy else "no token decoded")(scope, receive, send)
+        await _status(scope, healthy, "ok" if healthy else "no token decoded")(scope, receive, send)
 
 
 class Ready:
@@ -39,7 +44,7 @@ class Ready:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         ready = self._service.ready
-        await _status(ready, "ready" if ready else "not ready")(scope, receive, send)
+        await _status(scope, ready, "ready" if ready else "not ready")(scope, receive, send)
 
 
 class MetricsPage:
@@ -48,7 +53,7 @@ class MetricsPage:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         body, content_type = self._service.metrics.render()
-        await Response(body, headers={"content-type": content_type})(scope, receive, send)
+        await Response(body, headers={"content-type": content_type, **id_header(scope)})(scope, receive, send)
 
 
 class Welcome:
@@ -56,10 +61,11 @@ class Welcome:
         self._service = service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        host = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"host"), "localhost")
+        host = (header(scope, b"host") or b"localhost").decode("ascii")
         text = _WELCOME.format(model=self._service.model_name, host=host)
-        await PlainTextResponse(text)(scope, receive, send)
+        await PlainTextResponse(text, headers=id_header(scope))(scope, receive, send)
 
 
-def _status(good: bool, word: str) -> Response:
-    return Response(orjson.dumps({"status": word}), 200 if good else 503, media_type="application/json")
+def _status(scope: Scope, good: bool, word: str) -> Response:
+    body = orjson.dumps({"status": word})
+    return Response(body, 200 if good else 503, id_header(scope), "application/json")

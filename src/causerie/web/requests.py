@@ -31,6 +31,11 @@ def request_id(scope: Scope) -> str:
     return given.decode("ascii") if given is not None and _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
 
 
+def id_header(scope: Scope) -> dict[str, str]:
+    """The header that tells a client its request's id."""
+    return {"x-request-id": scope["state"]["request_id"]}
+
+
 def check_host(headers: Iterable[tuple[bytes, bytes]]) -> None:
     """Refuse a Host header that is no host, or of which there are two."""
     hosts = [value for name, value in headers if name == b"host"]

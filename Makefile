@@ -5,9 +5,9 @@ VENV := .venv
 DEV := .venv-dev
 OLDEST := .venv-oldest
 
-# The oldest transformers that pyproject.toml admits, and the tests that run on it too.
+# The oldest transformers that pyproject.toml admits, and the tests that run on it too (unless ARGS chooses tests).
 OLDEST_TRANSFORMERS := 5.20.0
-OLDEST_TESTS := $(wildcard tests/streamers tests/test_streamers.py)
+OLDEST_TESTS := $(if $(ARGS),,$(wildcard tests/engines/test_transformers*.py tests/streamers tests/test_streamers*.py))
 
 # System packages that the tests need, by scripts/system_deps' names.
 TEST_SYSTEM_DEPS := venv
@@ -82,7 +82,8 @@ $(DEV)/installed: pyproject.toml constraints.txt
 # Sees everything in the development environment except transformers and what that asks for in an older version.
 $(OLDEST)/installed: $(DEV)/installed
 	scripts/make_venv $(OLDEST)
-	$(DEV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
-	    > "$$($(OLDEST)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/development.pth"
+	site='import sysconfig; print(sysconfig.get_path("purelib"))'; \
+	    echo "import site; site.addsitedir('$$($(DEV)/bin/python -c "$$site")')" \
+	    > "$$($(OLDEST)/bin/python -c "$$site")/development.pth"
 	$(OLDEST)/bin/python -m pip install 'transformers==$(OLDEST_TRANSFORMERS)'
 	@pwd > $@

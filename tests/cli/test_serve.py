@@ -127,6 +127,15 @@ def test_a_model_that_is_not_there_is_one_line(command: str, tmp_path: Path) -> 
 
 
 @pytest.mark.model
+def test_ctrl_c_while_the_model_is_loaded_leaves_at_once() -> None:
+    with running("serve", "--port", "0") as server:
+        server.wait_for("engine: openvino", "stderr")
+        assert server.stop(signal.SIGINT) == 130
+        assert "Traceback" not in server.stderr
+        assert "try:" not in server.stderr
+
+
+@pytest.mark.model
 def test_pull_says_how_to_serve() -> None:
     done = causerie("pull")
     assert done.returncode == 0

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from causerie.chat.reading import PrefixMirror, PromptReader, Reading
+from causerie.chat.reading import PromptReader, Reading
 from causerie.engines.base import Deliver, EndReason, EngineInfo, EngineStats, Update
 from causerie.types import SamplingParams
 
@@ -21,6 +21,7 @@ class Desk:
         self.info = EngineInfo("desk", 8192, 100_000, 8, frozenset(), prefix_block=prefix_block)
         self.pieces: list[tuple[int, tuple[int, ...]]] = []
         self.cancelled: list[int] = []
+        self.known: tuple[int, ...] = ()
 
     def start(self, deliver: Deliver) -> None: ...
 
@@ -28,6 +29,11 @@ class Desk:
 
     def prefill(self, sequence: int, prompt: Sequence[int]) -> None:
         self.pieces.append((sequence, tuple(prompt)))
+
+    def cached(self, prompt: Sequence[int]) -> int:
+        same = next((i for i, (a, b) in enumerate(zip(prompt, self.known, strict=False)) if a != b), None)
+        shared = min(len(prompt), len(self.known)) if same is None else same
+        return shared // self.info.prefix_block * self.info.prefix_block
 
     def cancel(self, sequence: int) -> None:
         self.cancelled.append(sequence)
@@ -56,6 +62,7 @@ class Room:
     def finish_piece(self, ended: EndReason = EndReason.PREFILLED) -> int:
         """End the piece in flight and return its length."""
         sequence, prompt = self.desk.pieces[-1]
+        self.desk.known = max(self.desk.known, prompt, key=len)
         assert self.reader.update(Update(sequence, ended=ended))
         return len(prompt)
 
@@ -132,7 +139,7 @@ def test_pieces_always_end_on_blocks_and_leave_something_for_the_request(
 ) -> None:
     room = Room(piece=piece)
     ids = range(length)
-    room.reader.remember(ids[:cached])
+    room.desk.known = tuple(ids[:cached])
     reading = room.begin("p", ids, whole=whole)
     while reading is not None and not room.ready:
         before = len(room.desk.pieces)
@@ -141,13 +148,4 @@ def test_pieces_always_end_on_blocks_and_leave_something_for_the_request(
     ends = [len(prompt) for _, prompt in room.desk.pieces]
     assert ends == sorted(set(ends))
     assert all(end < length for end in ends)
-    known = room.reader._mirror.known(ids) if room.reader._mirror else 0
-    assert length - known <= max(32, piece // 32 * 32)
-
-
-def test_the_mirror_forgets_the_least_recently_used_blocks() -> None:
-    mirror = PrefixMirror(32, 4)
-    old, new = range(64), range(1000, 1128)
-    mirror.add(old)
-    mirror.add(new)
-    assert (mirror.known(old), mirror.known(new)) == (0, 128)
+    assert length - room.desk.cached(ids) <= max(32, piece // 32 * 32)

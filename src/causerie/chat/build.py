@@ -67,7 +67,7 @@ def openvino_engine(folder: ModelFolder, settings: Settings) -> Engine:
         kv_bytes_per_token=folder.kv_bytes_per_token,
         kv_cache_bytes=int(settings.kv_cache_gib * 2**30),
         max_sequences=settings.max_batch_size,
-        batched_tokens=max(256, settings.prefill_piece + settings.max_batch_size),
+        prompt_tokens_per_step=settings.prefill_piece,
         properties=PRECISIONS[settings.precision].properties,
     )
 

@@ -7,46 +7,10 @@ costs only what is new.
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 
 from causerie.engines.base import EndReason, Engine, Update
-
-
-class PrefixMirror:
-    """A guess at which prompt blocks the engine's prefix cache holds: the most recently used ``capacity`` blocks.
-
-    Wrong guesses cost time, never text: a block thought cached is read in one longer piece, and the other way
-    round a piece ends at once. So it is not a source for ``cached_tokens``.
-    """
-
-    def __init__(self, block: int, capacity: int) -> None:
-        self._block = block
-        self._capacity = capacity
-        self._blocks: OrderedDict[int, None] = OrderedDict()
-
-    def known(self, ids: Sequence[int]) -> int:
-        """How many tokens at the head of ``ids`` are thought to be cached; a multiple of the block size."""
-        known = 0
-        for end, key in self._keys(ids):
-            if key not in self._blocks:
-                break
-            self._blocks.move_to_end(key)
-            known = end
-        return known
-
-    def add(self, ids: Sequence[int]) -> None:
-        for _, key in self._keys(ids):
-            self._blocks[key] = None
-            self._blocks.move_to_end(key)
-        while len(self._blocks) > self._capacity:
-            self._blocks.popitem(last=False)
-
-    def _keys(self, ids: Sequence[int]) -> Iterator[tuple[int, int]]:
-        key = 0
-        for end in range(self._block, len(ids) + 1, self._block):
-            key = hash((key, *ids[end - self._block : end]))
-            yield end, key
 
 
 class Reading:
@@ -82,7 +46,6 @@ class PromptReader:
         self._next_sequence = next_sequence
         self._turns: deque[Reading] = deque()
         self._in_flight: Reading | None = None
-        self._mirror = PrefixMirror(block, engine.info.kv_tokens // block) if block else None
 
     def begin(
         self,
@@ -97,23 +60,18 @@ class PromptReader:
         Returns None if there is nothing to read ahead: then neither callback is called. ``on_progress`` gets the
         number of tokens read. ``on_ready`` gets None, or the update that says why the engine failed.
         """
-        if self._mirror is None:
+        if not self._block:
             return None
         last = len(ids) - 1  # One token at least is left to be read with the request itself.
         unit = self._block if whole else self._piece
         until = last // unit * unit
-        known = min(self._mirror.known(ids), until)
+        known = min(self._engine.cached(ids), until)
         if until - known <= 0 or (not whole and len(ids) - known <= self._piece):
             return None
         reading = Reading(ids, until, known, on_progress, on_ready)
         self._turns.append(reading)
         self._next_piece()
         return reading
-
-    def remember(self, ids: Sequence[int]) -> None:
-        """Note that the engine has computed ``ids``."""
-        if self._mirror is not None:
-            self._mirror.add(ids)
 
     def cancel(self, reading: Reading) -> None:
         """Read no more of it; neither of its callbacks is called any more."""
@@ -136,7 +94,6 @@ class PromptReader:
         reading.sequence = None
         if update.ended is EndReason.PREFILLED:
             reading.done = min(reading.done + self._piece, max(reading.until, reading.done))
-            self.remember(reading.ids[: reading.done])
             reading.on_progress(reading.done)
             if reading.done < reading.until:
                 self._turns.append(reading)

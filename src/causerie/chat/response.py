@@ -195,7 +195,6 @@ class Response:
 
     def _close(self, choice: Choice) -> None:
         self._open.discard(choice.sequence)
-        self._owner.reader.remember([*self._ids, *choice.ids[:-1]])
         if self._open:
             self._ticket.give_back(1, self._kv_tokens)
         self._settle()

@@ -104,6 +104,13 @@ class Engine(Protocol):
         """
         ...
 
+    def cached(self, prompt: Sequence[int]) -> int:
+        """How many tokens at the head of ``prompt`` are probably in the prefix cache, in whole blocks.
+
+        A guess, for scheduling only; what was reused for certain comes as ``Update.cached_tokens``.
+        """
+        ...
+
     def cancel(self, sequence: int) -> None:
         """End a sequence within one step. Unknown or ended numbers are ignored."""
         ...

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ import openvino_genai
 from openvino_genai import py_openvino_genai
 
 from causerie.engines.base import EndReason, EngineInfo, EngineStats, Update
+from causerie.engines.openvino_cache import CacheMirror
 from causerie.engines.stepping import Cancel, Command, SteppingEngine, Submit
 from causerie.errors import ModelUnavailable
 from causerie.types import SamplingParams, TokenLogprob
@@ -57,6 +59,9 @@ class _Sequence:
     handle: Any
     only_read: bool
     logprobs: bool
+    ids: list[int]
+    """The prompt and what was generated after it."""
+    said: int = 0
     cancelled: bool = False
 
 
@@ -65,7 +70,9 @@ class OpenVINOEngine(SteppingEngine):
 
     ``kv_cache_bytes`` bounds the KV cache, ``kv_bytes_per_token`` is what a token takes at two bytes per element,
     ``properties`` are the runtime's (they must name KV_CACHE_PRECISION, so that the cache's size is known).
-    ``batched_tokens`` is how many tokens, prompt pieces and running sequences together, one step computes.
+    ``prompt_tokens_per_step`` is how many new prompt tokens a step reads beside its running sequences; a longer
+    prompt has a step for itself. It is never split over two: the runtime registers a prompt's blocks in its prefix
+    cache as whole before they are, and would hand one out half filled if the request were cancelled then.
     """
 
     def __init__(
@@ -77,18 +84,20 @@ class OpenVINOEngine(SteppingEngine):
         kv_bytes_per_token: int,
         kv_cache_bytes: int,
         max_sequences: int,
-        batched_tokens: int,
+        prompt_tokens_per_step: int,
         properties: dict[str, str],
     ) -> None:
         super().__init__()
         self._folder = folder
         self._eos = eos_token_ids
         self._properties = properties
-        self._batched_tokens = batched_tokens
+        self._prompt_tokens_per_step = prompt_tokens_per_step
         per_token = kv_bytes_per_token / 2 * _ELEMENT_BYTES[properties["KV_CACHE_PRECISION"]]
         blocks = max(1, int(kv_cache_bytes / per_token / BLOCK))
         self._blocks = blocks
         self._sequences: dict[int, _Sequence] = {}
+        self._arrivals: deque[Submit] = deque()
+        self._cache = CacheMirror(BLOCK, blocks)
         self._pipeline: Any = None
         self._kv_usage = 0.0
         self._info = EngineInfo(
@@ -111,7 +120,7 @@ class OpenVINOEngine(SteppingEngine):
         """The runtime's scheduler settings, also for a benchmark that drives it bare."""
         config = openvino_genai.SchedulerConfig()
         config.num_kv_blocks = self._blocks
-        config.max_num_batched_tokens = self._batched_tokens
+        config.max_num_batched_tokens = self._info.context_window + self._prompt_tokens_per_step + self._blocks * BLOCK
         config.max_num_seqs = self._info.max_sequences
         config.dynamic_split_fuse = True
         config.enable_prefix_caching = True
@@ -150,8 +159,8 @@ class OpenVINOEngine(SteppingEngine):
                 str(self._folder), self.scheduler(), "CPU", dict(self._properties)
             )
         except Exception as error:
-            reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
-            raise ModelUnavailable(f"OpenVINO cannot load the model: {reason[0]}") from error
+            raise ModelUnavailable(f"OpenVINO cannot load the model: {_last_line(error)}") from error
+        self._cache.clear()
 
     def _close(self) -> None:
         # A cancelled request gives its blocks back in the next step; without one they count as leaked.
@@ -160,55 +169,94 @@ class OpenVINOEngine(SteppingEngine):
                 self._pipeline.step()
         self._pipeline = None
 
+    def cached(self, prompt: Sequence[int]) -> int:
+        return self._cache.known(prompt)
+
     def _busy(self) -> bool:
-        return bool(self._sequences)
+        return bool(self._sequences or self._arrivals)
 
     def _abandon(self) -> list[int]:
         for sequence in self._sequences.values():
             with contextlib.suppress(Exception):
                 sequence.handle.cancel()
-        numbers = list(self._sequences)
+        numbers = [*self._sequences, *(arrival.sequence for arrival in self._arrivals)]
         self._sequences.clear()
+        self._arrivals.clear()
         return numbers
 
     def _apply(self, command: Command) -> Iterable[Update]:
         match command:
-            case Submit(number, prompt, sampling):
-                try:
-                    self._sequences[number] = self._add(number, prompt, sampling)
-                except Exception as error:
-                    reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
-                    return [Update(number, ended=EndReason.ERROR, detail=f"OpenVINO refused it: {reason[0]}")]
+            case Submit():
+                self._arrivals.append(command)
             case Cancel(number):
                 sequence = self._sequences.get(number)
                 if sequence is not None and not sequence.cancelled:
                     sequence.cancelled = True
                     sequence.handle.cancel()
+                waiting = [arrival for arrival in self._arrivals if arrival.sequence == number]
+                if waiting:
+                    self._arrivals.remove(waiting[0])
+                    return [Update(number, ended=EndReason.CANCELLED)]
         return []
+
+    def _admit(self) -> list[Update]:
+        """Add arrivals, in order, for as many prompt tokens as the next step may read."""
+        refused, left = [], []
+        budget = self._prompt_tokens_per_step
+        while self._arrivals and budget > 0:
+            arrival = self._arrivals.popleft()
+            new = len(arrival.prompt) - self._cache.known(arrival.prompt)
+            fits = new <= budget or budget == self._prompt_tokens_per_step
+            if not fits or not self._cache.claim(arrival.sequence, arrival.prompt):
+                left.append(arrival)
+                budget = budget if fits else 0
+                continue
+            budget -= new
+            try:
+                self._sequences[arrival.sequence] = self._add(arrival.sequence, arrival.prompt, arrival.sampling)
+            except Exception as error:
+                self._cache.release(arrival.sequence)
+                detail = f"OpenVINO refused it: {_last_line(error)}"
+                refused.append(Update(arrival.sequence, ended=EndReason.ERROR, detail=detail))
+        self._arrivals.extendleft(reversed(left))
+        return refused
 
     def _add(self, number: int, prompt: Sequence[int], sampling: SamplingParams | None) -> _Sequence:
         only_read = sampling is None
         wanted = sampling or SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True)
         ids = openvino.Tensor(np.array([prompt], dtype=np.int64))
         handle = self._pipeline.add_request(number, ids, self.generation(wanted))
-        return _Sequence(handle, only_read, wanted.logprobs is not None)
+        return _Sequence(handle, only_read, wanted.logprobs is not None, list(prompt))
 
     def _stops(self, sampling: SamplingParams) -> frozenset[int]:
         return sampling.stop_token_ids if sampling.ignore_eos else sampling.stop_token_ids | self._eos
 
     def _step(self) -> list[Update]:
+        updates = self._admit()
         self._pipeline.step()
-        updates = []
         for number, sequence in self._sequences.items():
             update = self._read(number, sequence)
             if update is not None:
                 updates.append(update)
+                self._note(sequence, update)
         for update in updates:
             if update.ended is not None:
-                del self._sequences[update.sequence]
+                self._sequences.pop(update.sequence, None)
         if not self._sequences or self._steps % 16 == 0:
             self._kv_usage = self._pipeline.get_metrics().cache_usage / 100
         return updates
+
+    def _note(self, sequence: _Sequence, update: Update) -> None:
+        """Keep the mirror of the cache up to date: when a prompt has been read, and when its sequence ends."""
+        first = sequence.said == 0
+        sequence.said += len(update.ids)
+        sequence.ids += update.ids
+        if first:
+            self._cache.release(update.sequence)
+        if first or update.ended is not None:
+            # The keys and values of the last token are computed with the next one.
+            known = sequence.ids[:-1] if update.ids else sequence.ids
+            self._cache.computed(known, ended=update.ended is not None)
 
     def _read(self, number: int, sequence: _Sequence) -> Update | None:
         handle = sequence.handle
@@ -238,3 +286,9 @@ class OpenVINOEngine(SteppingEngine):
         if sequence.logprobs:
             logprobs = [TokenLogprob(id_, p) for id_, p in zip(ids, output.generated_log_probs, strict=True)]
         return Update(number, ids, logprobs, ended)
+
+
+def _last_line(error: Exception) -> str:
+    """What the runtime says is wrong; the lines above are its source files."""
+    lines = str(error).strip().splitlines()
+    return lines[-1] if lines else type(error).__name__

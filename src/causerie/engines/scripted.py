@@ -103,6 +103,11 @@ class ScriptedEngine(SteppingEngine):
         used = sum(len(sequence.prompt) + sequence.said for sequence in list(self._sequences.values()))
         return EngineStats(len(self._sequences), min(1.0, used / self._info.kv_tokens), self._steps)
 
+    def cached(self, prompt: Sequence[int]) -> int:
+        block = self._info.prefix_block
+        whole = (len(prompt) - 1) // block * block if block else 0
+        return next((end for end in range(whole, 0, -block) if tuple(prompt[:end]) in self._prefixes), 0)
+
     def stop(self) -> None:
         self._pace.set()
         if self._permits is not None:
@@ -120,7 +125,7 @@ class ScriptedEngine(SteppingEngine):
     def _apply(self, command: Command) -> Iterable[Update]:
         match command:
             case Submit(number, prompt, sampling):
-                cached = self._cached(prompt)
+                cached = self.cached(prompt)
                 self._sequences[number] = _Sequence(
                     prompt, sampling, self._answer(prompt, sampling), len(prompt) - cached, cached
                 )
@@ -144,11 +149,6 @@ class ScriptedEngine(SteppingEngine):
             if said >= sampling.min_tokens or sampling.ignore_eos:
                 yield IM_END
                 said += 1
-
-    def _cached(self, prompt: Sequence[int]) -> int:
-        block = self._info.prefix_block
-        whole = (len(prompt) - 1) // block * block if block else 0
-        return next((end for end in range(whole, 0, -block) if tuple(prompt[:end]) in self._prefixes), 0)
 
     def _remember(self, prompt: Sequence[int]) -> None:
         block = self._info.prefix_block

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import orjson
 from tokenizers import Tokenizer
-from tokenizers.decoders import DecodeStream
+from tokenizers.decoders import Decoder
 
 _SPACE = "\u2581"
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
@@ -89,31 +89,42 @@ class TableDetokenizer:
         return text
 
 
-class StreamDetokenizer:
-    """Decodes with the tokenizer's own incremental decoder, for those whose rule is none of the usual."""
+class WindowDetokenizer:
+    """Decodes each token after the one before it, with the tokenizer's own decoder, whatever its rule is."""
 
-    __slots__ = ("_silent", "_stream", "_tail", "_tokenizer")
+    __slots__ = ("_said", "_silent", "_tokenizer", "_window")
 
     def __init__(self, tokenizer: Tokenizer, silent: frozenset[int]) -> None:
         self._tokenizer = tokenizer
         self._silent = silent
-        self._stream = DecodeStream(skip_special_tokens=True)
-        self._tail: list[int] = []
-        """Ids that have given no text yet."""
+        self._window: list[int] = []
+        """The last token that gave text, and those after it that have given none yet."""
+        self._said = ""
+        """What the first of them stands for at the start of a text."""
 
     def feed(self, ids: Sequence[int]) -> str:
-        text = ""
-        for id in ids:  # noqa: A001
-            if id in self._silent or self._tokenizer.id_to_token(id) is None:
-                continue
-            gained = self._stream.step(self._tokenizer, id)
-            self._tail = [] if gained else [*self._tail, id]
-            text += gained or ""
-        return text
+        return "".join(map(self._next, ids))
 
     def flush(self) -> str:
-        tail, self._tail = self._tail, []
-        return self._tokenizer.decode(tail, skip_special_tokens=True) if tail else ""
+        rest = self._decode()[len(self._said) :]
+        self._window, self._said = [], ""
+        return rest
+
+    def _next(self, token: int) -> str:
+        if token in self._silent or self._tokenizer.id_to_token(token) is None:
+            return ""
+        self._window.append(token)
+        text = self._decode()
+        if text.endswith("\ufffd"):
+            return ""
+        gained = text[len(self._said) :]
+        self._window = [token]
+        self._said = self._decode()
+        return gained
+
+    def _decode(self) -> str:
+        text: str = self._tokenizer.decode(self._window, skip_special_tokens=True)
+        return text
 
 
 class Detokenization:
@@ -126,7 +137,7 @@ class Detokenization:
         added = tokenizer.get_added_tokens_decoder()
         self._tokenizer = tokenizer
         self._silent = silent | {number for number, token in added.items() if token.special}
-        self._make = self._choose(_steps(orjson.loads(tokenizer.to_str())["decoder"]))
+        self._make = self._choose(_steps(_definition(tokenizer.decoder)))
 
     def start(self) -> Detokenizer:
         return self._make()
@@ -150,7 +161,13 @@ class Detokenization:
         if _is_sentencepiece(steps):
             strip = _without_first_space if kinds[-1] == "Strip" else None
             return lambda: TableDetokenizer(table, "surrogateescape", strip)
-        return lambda: StreamDetokenizer(self._tokenizer, self._silent)
+        return lambda: WindowDetokenizer(self._tokenizer, self._silent)
+
+
+def _definition(decoder: Decoder | None) -> Mapping[str, Any] | None:
+    """A decoder's part of ``tokenizer.json``, which is what it is pickled as."""
+    definition: Mapping[str, Any] | None = None if decoder is None else orjson.loads(decoder.__getstate__())
+    return definition
 
 
 def _steps(decoder: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:

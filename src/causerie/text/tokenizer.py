@@ -10,7 +10,7 @@ import os
 import re
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import orjson
 from tokenizers import AddedToken, Tokenizer
@@ -149,15 +149,14 @@ def _without(tokenizer: Tokenizer, controls: Mapping[str, int], sentinel: str) -
     else:
         model["vocab"] = [[names.get(text, text), score] for text, score in model["vocab"]]
     if "merges" in model:
-        model["merges"] = [merge for merge in model["merges"] if names.keys().isdisjoint(_involved(merge))]
+        model["merges"] = [
+            [left, right]
+            for left, right in model["merges"]
+            if left + right not in names and left not in names and right not in names
+        ]
     plain = Tokenizer.from_buffer(orjson.dumps(definition))
     plain.add_special_tokens([AddedToken(sentinel, special=True, normalized=False)])
     return plain
-
-
-def _involved(merge: Any) -> tuple[str, str, str]:
-    left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
-    return left, right, left + right
 
 
 def _trie_pattern(words: Sequence[str]) -> str:

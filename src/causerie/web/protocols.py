@@ -30,46 +30,84 @@ _REFUSAL = b"HTTP/1.1 %b\r\ncontent-type: application/json\r\ncontent-length: %d
 
 
 class HttpProtocol(HttpToolsProtocol):
-    """HTTP/1.1 with capped headers; the app gets the connection as an ASGI extension."""
+    """HTTP/1.1 with capped headers, one request at a time; the app gets the connection as an ASGI extension.
+
+    What a client sends before its answer has ended is read and dropped, and the connection closes with that answer:
+    held back, it would hide the client's leaving. (RFC 9112, 9.3.2: who pipelines has to be ready for that.)
+    """
 
     _in_headers = True
-    _header_bytes = 0
+    _held = 0
+    _too_large = False
+    _deaf = False
     _end: asyncio.TimerHandle | None = None
 
     def data_received(self, data: bytes) -> None:
+        if self._deaf:
+            return
+        # The parser keeps to itself what is unfinished, in headers, trailers and chunk lines, however long it gets.
+        self._held += len(data)
         super().data_received(data)
-        # The parser keeps an unfinished header to itself, however long it gets.
-        if self._in_headers:
-            self._header_bytes += len(data)
-            if self._header_bytes > MAX_HEADER_BYTES and not self.transport.is_closing():
-                self.send_400_response("")
+        if self._held > MAX_HEADER_BYTES and not self.transport.is_closing():
+            self._too_large = True
+            self.send_400_response("")
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         cast(dict[str, Any], self.scope)["extensions"] = {CONNECTION: self.transport}
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_headers:  # And not in trailers, which nobody here reads.
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
+        self._held = 0
+        if self._answering:
+            self._ignore_the_rest()
+            return
         size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
         if size > MAX_HEADER_BYTES:
-            self._header_bytes = size
+            self._too_large = True
             raise ValueError("headers too large")
         self._in_headers = False
-        self._header_bytes = 0
         super().on_headers_complete()
 
+    def on_body(self, body: bytes) -> None:
+        self._held = 0
+        if not self._deaf:
+            super().on_body(body)
+
     def on_message_complete(self) -> None:
+        self._held = 0
         self._in_headers = True
-        super().on_message_complete()
+        if not self._deaf:
+            super().on_message_complete()
+
+    def _should_upgrade(self) -> bool:
+        return not self._deaf and super()._should_upgrade()
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what is no request; the parser gave up, so the connection ends."""
-        large = self._header_bytes > MAX_HEADER_BYTES
-        status, body = (
-            (b"431 Request Header Fields Too Large", _TOO_LARGE) if large else (b"400 Bad Request", _NOT_HTTP)
-        )
-        self.transport.write(_REFUSAL % (status, len(body), body))
+        if self._answering and not self.cycle.more_body:
+            self._ignore_the_rest()
+            return
+        if not (self._answering and self.cycle.response_started):
+            status, body = (
+                (b"431 Request Header Fields Too Large", _TOO_LARGE)
+                if self._too_large
+                else (b"400 Bad Request", _NOT_HTTP)
+            )
+            self.transport.write(_REFUSAL % (status, len(body), body))
         self.transport.close()
         self._end_soon()
+
+    @property
+    def _answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _ignore_the_rest(self) -> None:
+        self._deaf = True
+        self.cycle.keep_alive = False
 
     def on_response_complete(self) -> None:
         super().on_response_complete()

@@ -113,6 +113,7 @@ def test_a_failed_answer_is_no_success() -> None:
     assert "context window" in one_line(done.stderr)
 
 
+@pytest.mark.slow
 def test_a_named_server_answers() -> None:
     with serving() as (_, url):
         for server in (url, url.removeprefix("http://"), url + "/v1/"):
@@ -131,6 +132,16 @@ def test_a_server_that_refuses_is_quoted() -> None:
     assert done.returncode == 1
     said = one_line(done.stderr)
     assert "404" in said and "nobody/nothing" in said
+
+
+def test_bytes_that_are_no_text_are_refused() -> None:
+    with serving() as (_, url):
+        for where in (("--server", url), SCRIPTED):
+            done = subprocess.run(
+                [*COMMAND, "ask", *where, b"caf\xe9"], stdin=subprocess.DEVNULL, capture_output=True, timeout=60
+            )
+            assert (done.returncode, done.stdout) == (1, b"")
+            assert "valid Unicode" in one_line(done.stderr)
 
 
 def test_ctrl_c_leaves_the_server_free() -> None:

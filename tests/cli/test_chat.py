@@ -41,6 +41,28 @@ def test_piped_turns_end_at_the_first_error() -> None:
     assert "context window" in one_line(done.stderr)
 
 
+def test_the_oldest_turns_make_room() -> None:
+    turns = [letter * 3000 for letter in "abc"]
+    done = causerie("chat", *SCRIPTED, "--max-tokens", "20", stdin="\n".join(turns).encode())
+    assert (done.returncode, done.stdout.count(b"You said: ")) == (0, 3)
+    assert done.stderr == b"(the oldest 2 messages no longer fit and are forgotten)\n"
+
+
+def test_a_turn_that_never_fits_says_so_and_leaves_the_chat_open() -> None:
+    with serving("--max-tokens", "20") as (_, url), terminal("chat", "--server", url) as screen:
+        screen.wait_for("> ")
+        for _ in range(3):
+            screen.type("y" * 3000 + "\n")
+            if screen.wait_for(r"You said: y+|\(/new starts again\.\)\n").group().startswith("(/new"):
+                break
+            screen.wait_for("\n> ")
+        else:
+            raise AssertionError("nine thousand characters fitted")
+        screen.wait_for("> ")
+        screen.type("/new\nhello\n")
+        screen.wait_for("You said: hello")
+
+
 def test_ctrl_c_stops_the_answer_and_not_the_program() -> None:
     with terminal("chat", *SCRIPTED) as screen:
         screen.wait_for("Talking to scripted.*\n> ")

@@ -13,7 +13,7 @@ import click
 from causerie.chat.conversation import Conversation
 from causerie.cli.talk import Talker, talker_options, talking
 from causerie.cli.terminal import Output, tell
-from causerie.errors import CauserieError
+from causerie.errors import CauserieError, ContextLengthExceeded
 from causerie.types import FinishReason
 
 HELP = """\
@@ -112,6 +112,8 @@ class Repl:
             if not self._interactive:
                 raise
             note = f"causerie: {error}"
+            if error.code == ContextLengthExceeded.code:
+                note += " (/new starts again.)"
         finally:
             self._output.end_line()
         if said:

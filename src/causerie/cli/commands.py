@@ -29,7 +29,7 @@ class Commands(click.Group):
         return list(self.commands)  # In the order in which a newcomer needs them.
 
 
-@click.group(cls=Commands, invoke_without_command=True)
+@click.group(cls=Commands, invoke_without_command=True, context_settings={"max_content_width": 110})
 @click.version_option(package.__version__, message="causerie %(version)s")
 @click.pass_context
 def causerie(context: click.Context) -> None:

@@ -45,9 +45,13 @@ AnyPrompt = ChatPrompt | TextPrompt
 
 
 class RemoteError(CauserieError):
-    """What a named server refused, or broke off, or that it cannot be reached."""
+    """What a named server refused, or broke off, or that it cannot be reached. ``code`` is the server's own, if any."""
 
     code = "remote_error"
+
+    def __init__(self, message: str, code: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code or self.code
 
 
 class Talker(Protocol):
@@ -205,6 +209,8 @@ class RemoteTalker:
                 f"No server answers at {self.name}. Start one with 'causerie serve', or run the model here by "
                 "leaving out --server (CAUSERIE_SERVER)."
             ) from None
+        except UnicodeEncodeError:
+            raise RemoteError("The text is not valid Unicode.") from None
         except httpx2.SSEError:
             raise RemoteError(_NO_STREAM) from None
         except httpx2.TransportError as error:
@@ -253,7 +259,8 @@ def _read_chunk(data: str) -> tuple[str, str | None]:
     try:
         chunk = json.loads(data)
         if chunk.get("error"):
-            raise RemoteError(f"The server broke the answer off: {_message(chunk)}")
+            message, code = _explanation(chunk)
+            raise RemoteError(f"The server broke the answer off: {message}", code)
         if not chunk["choices"]:
             return "", None
         choice = chunk["choices"][0]
@@ -265,13 +272,14 @@ def _read_chunk(data: str) -> tuple[str, str | None]:
 
 def _refusal(response: httpx2.Response) -> RemoteError:
     try:
-        message = _message(response.json())
+        message, code = _explanation(response.json())
     except ValueError:
-        message = "it gave no reason. Is it a chat server?"
-    return RemoteError(f"The server refused ({response.status_code}): {message}")
+        message, code = _explanation(None)
+    return RemoteError(f"The server refused ({response.status_code}): {message}", code)
 
 
-def _message(body: Any) -> str:
+def _explanation(body: Any) -> tuple[str, str | None]:
+    """An error object's message and code."""
     error = body.get("error") if isinstance(body, dict) else None
-    message = error.get("message") if isinstance(error, dict) else error
-    return str(message or "it gave no reason. Is it a chat server?")
+    described = error if isinstance(error, dict) else {"message": error}
+    return str(described.get("message") or "it gave no reason. Is it a chat server?"), described.get("code")

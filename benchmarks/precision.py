@@ -1,0 +1,258 @@
+"""Faithfulness against speed, for each form of the weights and each option of the runtime.
+
+Faithfulness is measured through the serving path (continuous batching, paged attention, the cache's precision)
+against float32 transformers on the default model's own file:
+
+- *greedy*: of the reference's greedy answer (12 tokens, 40 prompts, one at a time), the share of characters up to
+  the first difference; its standard error over the prompts stands beside it;
+- *top-1*: teacher-forced on natural text, 16 texts at once, the share of positions where the most likely token is
+  the reference's; *|Δ logprob|*: the mean difference of that token's log-probability.
+
+Speed is that of the raw loop, 64 tokens for each of 1, 16 and 64 distinct prompts: medians over rounds that go
+through all the forms in turn, so that a busy minute of the machine hits all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import takewhile
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks import prompts
+from benchmarks.raw import RawError, RawProcess
+from benchmarks.reference import Reference
+from benchmarks.report import finish, machine_line, table
+from causerie.config import Settings
+from causerie.models.cache import cache_root
+from causerie.models.default import fetch_default
+from causerie.models.precision import PRECISIONS, Precision
+from causerie.models.progress import StderrProgress
+from causerie.models.resolve import resolve
+from causerie.text.model import TextModel
+from causerie.types import ChatPrompt, Message, TextPrompt
+
+STREAMS = (1, 16, 64)
+ANSWER_TOKENS = 64
+GREEDY_TOKENS = 12
+HEAD_TOKENS = 12
+"""Tokens of a natural text that are given; from there on every position is measured."""
+
+LLAMA_CPP_GREEDY = 0.83
+"""llama.cpp's own greedy agreement on the default model's file, by the same measure."""
+LEAST_TOP1 = 0.95
+MOST_DELTA = 0.1
+
+_HINT, _CACHE, _GROUP = "INFERENCE_PRECISION_HINT", "KV_CACHE_PRECISION", "DYNAMIC_QUANTIZATION_GROUP_SIZE"
+_WHOLE_ROW = str(2**64 - 1)
+_OPTIONS: tuple[dict[str, str], ...] = (
+    {_CACHE: "u8"},
+    {_CACHE: "f16"},
+    {_CACHE: "bf16"},
+    {_CACHE: "f32"},
+    {_HINT: "bf16", _CACHE: "f16"},
+    {_HINT: "f16", _CACHE: "f16"},
+    {_HINT: "f32", _CACHE: "u8"},
+    {_HINT: "f32", _CACHE: "f16"},
+    {_HINT: "f32", _CACHE: "f32"},
+)
+_GROUPS: tuple[dict[str, str], ...] = (
+    {_CACHE: "f16", _GROUP: "0"},
+    {_CACHE: "f16", _GROUP: _WHOLE_ROW},
+    {_HINT: "f32", _CACHE: "f16", _GROUP: "0"},
+    {_HINT: "f32", _CACHE: "f16", _GROUP: _WHOLE_ROW},
+)
+CANDIDATES: tuple[Precision, ...] = (
+    *(Precision("f16", options) for options in _OPTIONS),
+    *(Precision("q8_0", options) for options in (*_OPTIONS, *_GROUPS)),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Faithfulness:
+    """See the module's docstring."""
+
+    greedy: float
+    greedy_error: float
+    top1: float
+    delta: float
+
+
+class Examination:
+    """The reference's answers, made once, and the comparison of an engine's with them."""
+
+    def __init__(self, text: TextModel, reference: Reference, questions: int, passages: int) -> None:
+        self._text = text
+        self._prompts = [chat_ids(text, question) for question in prompts.QUESTIONS[:questions]]
+        answers = [reference.greedy(prompt, GREEDY_TOKENS) for prompt in self._prompts]
+        self._answers = [self._say(answer) for answer in answers]
+        ids = [text.encode(TextPrompt(passage)) for passage in prompts.PASSAGES[:passages]]
+        self._heads = [passage[:HEAD_TOKENS] for passage in ids]
+        self._tails = [passage[HEAD_TOKENS:] for passage in ids]
+        pairs = zip(self._heads, self._tails, strict=True)
+        self._truth = np.concatenate([reference.log_probabilities(head, tail) for head, tail in pairs])
+
+    @property
+    def positions(self) -> int:
+        return len(self._truth)
+
+    def of(self, engine: RawProcess) -> Faithfulness | None:
+        """None where the runtime fails: float16 arithmetic overflows in some models."""
+        said = engine.call("greedy", prompts=self._prompts, tokens=GREEDY_TOKENS)
+        shares = [
+            _common(self._say(ids), answer) / len(answer) for ids, answer in zip(said, self._answers, strict=True)
+        ]
+        try:
+            forced = engine.call("forced", prompts=self._heads, texts=self._tails, streams=16)
+        except RawError as error:
+            print(error, file=sys.stderr)
+            return None
+        chosen = np.array([pair for passage in forced for pair in passage])
+        return Faithfulness(
+            greedy=statistics.mean(shares),
+            greedy_error=statistics.stdev(shares) / len(shares) ** 0.5,
+            top1=float((self._truth.argmax(1) == chosen[:, 0]).mean()),
+            delta=_mean_delta(self._truth, chosen),
+        )
+
+    def _say(self, ids: Sequence[int]) -> str:
+        detokenizer = self._text.detokenizer()
+        return detokenizer.feed(ids) + detokenizer.flush()
+
+
+def chat_ids(text: TextModel, question: str) -> list[int]:
+    """``question`` as the only user turn, through the model's own template."""
+    return text.encode(ChatPrompt((Message("user", question),)))
+
+
+def _mean_delta(truth: npt.NDArray[np.float32], chosen: npt.NDArray[Any]) -> float:
+    expected = truth[np.arange(len(truth)), chosen[:, 0].astype(int)]
+    return float(np.abs(expected - chosen[:, 1]).mean())
+
+
+def _common(one: str, other: str) -> int:
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+
+
+@dataclass(slots=True)
+class Result:
+    """One row of the table. ``faithfulness`` is None where the runtime failed at it."""
+
+    precision: Precision
+    faithfulness: Faithfulness | None
+    rates: dict[int, list[float]] = field(default_factory=lambda: {streams: [] for streams in STREAMS})
+
+    def rate(self, streams: int) -> float:
+        return statistics.median(self.rates[streams] or [0.0])
+
+    @property
+    def enough(self) -> bool:
+        """Whether it meets the rule for a default."""
+        quality = self.faithfulness
+        return (
+            quality is not None
+            and quality.greedy >= LLAMA_CPP_GREEDY
+            and quality.top1 >= LEAST_TOP1
+            and quality.delta <= MOST_DELTA
+        )
+
+    @property
+    def pace(self) -> float:
+        return statistics.geometric_mean(self.rate(streams) for streams in STREAMS) if self.rates[1] else 0.0
+
+    def time(self, engine: RawProcess, text: TextModel, seed: int) -> None:
+        for streams in STREAMS:
+            ids = [chat_ids(text, turn) for turn in prompts.distinct(streams, seed + streams)]
+            run = engine.call("generate", prompts=ids, tokens=ANSWER_TOKENS)
+            self.rates[streams].append(run["tokens"] / run["seconds"])
+
+
+def measure(candidates: Sequence[Precision], rounds: int) -> list[Result]:
+    """Faithfulness once, speed in ``rounds`` turns through all candidates."""
+    settings = Settings()
+    folder = resolve(settings.model, form="f16", engine="openvino", progress=StderrProgress())
+    text = TextModel.load(folder.path, eos_token_ids=folder.eos_token_ids, bos_token_id=folder.bos_token_id)
+    reference = Reference(fetch_default(cache_root(), StderrProgress()))
+    examination = Examination(text, reference, len(prompts.QUESTIONS), len(prompts.PASSAGES))
+    del reference
+    results = []
+    for turn in range(rounds):
+        for place, precision in enumerate(candidates):
+            with RawProcess(settings, precision) as engine:
+                if turn == 0:
+                    results.append(Result(precision, examination.of(engine)))
+                result = results[place]
+                if result.faithfulness is not None:
+                    result.time(engine, text, seed=1000 * turn)
+            rates = "/".join(f"{result.rate(streams):.0f}" for streams in STREAMS)
+            print(f"round {turn + 1}: {_name(precision)}: {rates} tokens/s so far", file=sys.stderr, flush=True)
+    return results
+
+
+def winner(results: Sequence[Result]) -> Result | None:
+    """The fastest, by the geometric mean over the numbers of streams, of those that are faithful enough."""
+    return max((result for result in results if result.enough), key=lambda r: r.pace, default=None)
+
+
+def report(results: Sequence[Result]) -> str:
+    best = winner(results)
+    presets = {(value.form, frozenset(value.properties.items())): name for name, value in PRECISIONS.items()}
+    rows = []
+    for result in sorted(results, key=lambda result: -result.pace):
+        precision, quality = result.precision, result.faithfulness
+        preset = presets.get((precision.form, frozenset(precision.properties.items())))
+        rows.append(
+            (
+                _name(precision),
+                f"{quality.greedy:.2f} ±{quality.greedy_error:.2f}" if quality else "fails",
+                f"{100 * quality.top1:.1f} %" if quality else "fails",
+                f"{quality.delta:.3f}" if quality else "fails",
+                *(f"{result.rate(streams):.0f}" for streams in STREAMS),
+                f"{result.pace:.0f}",
+                "; ".join(
+                    note
+                    for note in ("meets the rule" * result.enough, "fastest" * (result is best), preset or "")
+                    if note
+                ),
+            )
+        )
+    headers = ("weights and options", "greedy", "top-1", "|Δ logprob|", "tok/s at 1", "at 16", "at 64", "mean", "")
+    return table(headers, rows)
+
+
+def _name(precision: Precision) -> str:
+    short = {_HINT: "hint", _CACHE: "cache", _GROUP: "group"}
+    values = {_WHOLE_ROW: "row"}
+    options = (f"{short[name]} {values.get(value, value)}" for name, value in precision.properties.items())
+    return ", ".join((precision.form, *options))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3, help="speed runs of each candidate (default 3)")
+    parser.add_argument("--only", default="", help="candidates whose name has this, like 'q8_0' or 'cache f16'")
+    arguments = parser.parse_args()
+    candidates = [candidate for candidate in CANDIDATES if arguments.only in _name(candidate)]
+    results = measure(candidates, arguments.rounds)
+    print(machine_line() + "\n")
+    print(report(results))
+    best = winner(results)
+    rows = [
+        {
+            "weights": _name(result.precision),
+            "faithfulness": result.faithfulness and asdict(result.faithfulness),
+            "tokens_per_second": {str(streams): result.rates[streams] for streams in STREAMS},
+        }
+        for result in results
+    ]
+    finish("precision", {"winner": best and _name(best.precision), "rows": rows})
+
+
+if __name__ == "__main__":
+    main()

@@ -23,19 +23,19 @@ OLDEST = (5, 11)
 _REMEDY = 'Install it with: pip install "causerie[transformers]"'
 
 try:
+    version("psutil")  # without it, transformers believes that a CPU has no memory
     if tuple(int(part) for part in version("transformers").split(".")[:2]) < OLDEST:
         raise MissingExtra(f"This engine needs transformers {OLDEST[0]}.{OLDEST[1]} or newer. {_REMEDY}")
-    from causerie.engines.transformers_batching import PAGE, Batcher
+    from causerie.engines.transformers_batching import PAGE, Batcher, Part
     from causerie.engines.transformers_model import describe, load
     from causerie.engines.transformers_sampling import MAX_TOP_LOGPROBS, Row, choose
 except (ImportError, PackageNotFoundError):
-    raise MissingExtra(f"This model needs transformers and torch. {_REMEDY}") from None
+    raise MissingExtra(f"This model needs torch, transformers and psutil. {_REMEDY}") from None
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_READ_ONLY = SamplingParams(max_tokens=2, temperature=0.0)
-"""A prefill is cancelled at its first token: transformers shares the pages of a sequence only once it goes on."""
+_READ_ONLY = SamplingParams(max_tokens=1, temperature=0.0)
 
 
 @dataclass(slots=True)
@@ -47,7 +47,6 @@ class _Sequence:
     at_limit: EndReason
     prefill: bool
     read: int = 0
-    sent: int = 0
 
 
 class TransformersEngine(SteppingEngine):
@@ -100,8 +99,12 @@ class TransformersEngine(SteppingEngine):
     def info(self) -> EngineInfo:
         return self._info
 
+    def cached(self, prompt: Sequence[int]) -> int:
+        """Always 0: pages are shared, but what is shared is only known when a request is scheduled."""
+        return 0
+
     def stats(self) -> EngineStats:
-        used = sum(len(it.row.prompt) + it.sent for it in list(self._sequences.values()))
+        used = sum(len(it.row.prompt) + it.row.said.total() for it in list(self._sequences.values()))
         return EngineStats(len(self._sequences), min(1.0, used / self._info.kv_tokens), self._steps)
 
     def _open(self) -> None:
@@ -146,7 +149,7 @@ class TransformersEngine(SteppingEngine):
                     yield Update(number, ended=refusal[0], detail=refusal[1])
                 else:
                     self._sequences[number] = sequence
-                    self._batcher.add(number, prompt, sequence.limit, sequence.row.stops)
+                    self._batcher.add(number, prompt)
             case Cancel(number):
                 if number in self._sequences:
                     self._forget(number)
@@ -185,10 +188,7 @@ class TransformersEngine(SteppingEngine):
     def _step(self) -> list[Update]:
         assert self._batcher is not None
         self._forgetting = False
-        scheduled, gained = self._batcher.step()
-        for part in scheduled:
-            self._sequences[part.sequence].read += part.tokens
-        return [self._update(it.sequence, it.ids, it.finished) for it in gained]
+        return [update for part in self._batcher.step() if (update := self._update(part)) is not None]
 
     def _forget(self, number: int) -> None:
         assert self._batcher is not None
@@ -196,17 +196,22 @@ class TransformersEngine(SteppingEngine):
         self._batcher.cancel(number)
         self._forgetting = True
 
-    def _update(self, number: int, said: Sequence[int], finished: bool) -> Update:
-        sequence = self._sequences[number]
+    def _update(self, part: Part) -> Update | None:
+        sequence = self._sequences[part.sequence]
+        sequence.read += part.tokens
+        if part.id is None:
+            return None
         if sequence.prefill:
-            self._forget(number)
-            return Update(number, ended=EndReason.PREFILLED)
-        ids = said[sequence.sent :]
-        logprob = self._logprobs.get(number)
-        cached = None if sequence.sent else max(0, len(sequence.row.prompt) - sequence.read)
+            self._forget(part.sequence)
+            return Update(part.sequence, ended=EndReason.PREFILLED)
+        said = sequence.row.said.total()
+        cached = max(0, len(sequence.row.prompt) - sequence.read) if said == 1 else None
         ended = None
-        if finished:
-            ended = EndReason.STOP if ids[-1] in sequence.row.stops else sequence.at_limit
-            del self._sequences[number]
-        sequence.sent = len(said)
-        return Update(number, ids, () if logprob is None else (logprob,), ended, cached_tokens=cached)
+        if part.id in sequence.row.stops:
+            ended = EndReason.STOP
+        elif said >= sequence.limit:
+            ended = sequence.at_limit
+        if ended is not None:
+            self._forget(part.sequence)
+        logprob = self._logprobs[part.sequence]
+        return Update(part.sequence, (part.id,), () if logprob is None else (logprob,), ended, cached_tokens=cached)

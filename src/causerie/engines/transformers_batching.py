@@ -3,12 +3,13 @@
 Its manager would run a loop of its own that dies with the first exception and samples by settings that hold for all
 requests. Here the manager is only built, and its batch processor stepped; what chooses tokens is put where the manager
 keeps its logits processors. Names used of transformers beside its documented ones: the manager's ``logit_processor``
-and ``batch_processor``, and the latter's ``prepare_next_batch``, ``_generation_step`` and ``update_batch``.
+and ``batch_processor``, and the latter's ``prepare_next_batch``, ``_generation_step``, ``update_batch`` and
+``scheduler.block_new_requests``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, TypeAlias
 
@@ -21,29 +22,23 @@ PAGE = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Scheduled:
-    """A sequence's part in a step: how many tokens are computed for it, and whether that yields a new one."""
+class Part:
+    """A sequence's part in a step: how many tokens were computed for it, and the id that was chosen after them.
+
+    ``id`` is None while the prompt is still being read.
+    """
 
     sequence: int
     tokens: int
-    samples: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Gained:
-    """All that a sequence has sampled so far, and whether it is done with."""
-
-    sequence: int
-    ids: Sequence[int]
-    finished: bool
+    id: int | None
 
 
 Choose: TypeAlias = Callable[[Tensor, Sequence[int]], Sequence[int]]
 """Logits [n, vocabulary] and the n sequences they belong to, to n ids."""
 
 
-_GENERATION = {"do_sample": False, "eos_token_id": -1, "max_new_tokens": 1}
-"""argmax, over rows in which one token is possible."""
+_GENERATION = {"do_sample": False, "eos_token_id": -1}
+"""argmax, over rows in which one token is possible; no end-of-text."""
 
 
 def _config(**sizes: int) -> dict[str, Any]:
@@ -69,7 +64,15 @@ class _Chooser:
 
     def __init__(self, choose: Choose) -> None:
         self._choose = choose
-        self.scheduled: list[Scheduled] = []
+        self._scheduled: list[tuple[int, int, bool]] = []
+        self._ids: Iterator[int] = iter(())
+
+    def parts(self) -> list[Part]:
+        """What the last step did."""
+        return [
+            Part(sequence, tokens, next(self._ids) if samples else None)
+            for sequence, tokens, samples in self._scheduled
+        ]
 
     def fill_defaults(self, storage: Tensor) -> None:
         """No arguments are kept in tensors."""
@@ -78,19 +81,20 @@ class _Chooser:
         """No arguments are passed with requests."""
 
     def prepare_tensor_args(self, requests_in_batch: Iterable[Any], arg_storage: Tensor) -> Tensor:
-        self.scheduled = [
-            Scheduled(int(request.state.request_id), request.query_length, request.has_new_token)
+        self._scheduled = [
+            (int(request.state.request_id), request.query_length, request.has_new_token)
             for request in requests_in_batch
         ]
         return arg_storage
 
     def __call__(self, input_ids: Tensor, scores: Tensor, args: Tensor) -> Tensor:
-        sequences = [part.sequence for part in self.scheduled if part.samples]
+        sequences = [sequence for sequence, _, samples in self._scheduled if samples]
         # Requests that are still being read have rows too, after the others; nobody looks at them.
-        chosen = self._choose(scores[: len(sequences)], sequences) if sequences else []
+        ids = self._choose(scores[: len(sequences)], sequences) if sequences else []
+        self._ids = iter(ids)
         forced = torch.full_like(scores, -torch.inf)
         forced[:, 0] = 0.0
-        for row, id_ in enumerate(chosen):
+        for row, id_ in enumerate(ids):
             forced[row, 0] = -torch.inf
             forced[row, id_] = 0.0
         return forced
@@ -115,30 +119,21 @@ class Batcher:
         self._processor = self._manager.batch_processor
         self._model = model
 
-    def add(self, sequence: int, prompt: Sequence[int], max_tokens: int, stops: Iterable[int]) -> None:
-        """Generate after ``prompt`` until ``max_tokens`` or one of ``stops`` has been sampled."""
-        # An empty list of stops would bring the manager's own default in; -1 is its word for none.
-        self._manager.add_request(
-            list(prompt),
-            request_id=str(sequence),
-            max_new_tokens=max_tokens,
-            streaming=True,
-            eos_token_id=list(stops) or -1,
-        )
+    def add(self, sequence: int, prompt: Sequence[int]) -> None:
+        """Generate after ``prompt`` until cancelled. Ends are the caller's to see: transformers miscounts the tokens of
+        a sequence that had to make room and was read again, and shares no page of one that ends by itself."""
+        self._manager.add_request(list(prompt), request_id=str(sequence))
 
     def cancel(self, sequence: int) -> None:
         """Forget a sequence at the beginning of the next step."""
         self._manager.cancel_request(str(sequence))
+        # Set when a sequence had to make room, and cleared by transformers only where one ends by itself.
+        self._processor.scheduler.block_new_requests = False
 
-    def step(self) -> tuple[list[Scheduled], list[Gained]]:
-        """One forward pass: what was in it, and what came out of it. Both are empty where there was nothing to do."""
+    def step(self) -> list[Part]:
+        """One forward pass; empty where there was nothing to do."""
         if not self._processor.prepare_next_batch():
-            return [], []
+            return []
         self._processor._generation_step(self._model)
         self._processor.update_batch()
-        gained = []
-        while (output := self._manager.get_result(timeout=0)) is not None:
-            if output.error is not None:
-                raise RuntimeError(output.error)
-            gained.append(Gained(int(output.request_id), output.generated_tokens, output.is_finished()))
-        return self._chooser.scheduled, gained
+        return self._chooser.parts()

@@ -1,0 +1,128 @@
+"""A ``Talker`` over the network: any server with the OpenAI API."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from typing import Any
+
+import httpx2
+
+from causerie.cli.talk import AnyPrompt, proper_end
+from causerie.errors import CauserieError
+from causerie.types import FinishReason, TextPrompt
+
+_NO_STREAM = "The server's answer is no OpenAI stream. Is it a chat server?"
+
+
+class RemoteError(CauserieError):
+    """What a named server refused, or broke off, or that it cannot be reached. ``code`` is the server's own, if any."""
+
+    code = "remote_error"
+
+    def __init__(self, message: str, code: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code or self.code
+
+
+class RemoteTalker:
+    """A server with the OpenAI API answers."""
+
+    def __init__(self, server: str, model: str, sampling: Mapping[str, Any]) -> None:
+        self.finish_reason: FinishReason | None = None
+        self.dropped_messages = 0
+        url = server if "://" in server else "http://" + server
+        self._url = url.rstrip("/").removesuffix("/v1") + "/v1"
+        self._model = model
+        self._sampling = sampling
+        self._client: httpx2.AsyncClient | None = None
+
+    @property
+    def name(self) -> str:
+        return self._url.removesuffix("/v1")
+
+    async def start(self) -> None:
+        # A long prompt on a slow machine is silent for minutes where the server sends no heartbeats.
+        self._client = httpx2.AsyncClient(timeout=httpx2.Timeout(300.0, connect=10.0))
+
+    async def stop(self) -> None:
+        if self._client is not None:
+            await self._client.aclose()
+
+    async def answer(self, prompt: AnyPrompt) -> AsyncGenerator[str, None]:
+        self.finish_reason, self.dropped_messages = None, 0
+        try:
+            async with aclosing(self._stream(prompt)) as pieces:
+                async for piece in pieces:
+                    yield piece
+        except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
+            raise RemoteError(f"{self.name} is no server's address: {error}") from None
+        except (httpx2.ConnectError, httpx2.ConnectTimeout):
+            raise RemoteError(
+                f"No server answers at {self.name}. Start one with 'causerie serve', or run the model here by "
+                "leaving out --server (CAUSERIE_SERVER)."
+            ) from None
+        except UnicodeEncodeError:
+            raise RemoteError("The text is not valid Unicode.") from None
+        except httpx2.SSEError:
+            raise RemoteError(_NO_STREAM) from None
+        except httpx2.TransportError as error:
+            raise RemoteError(f"The connection to {self.name} broke: {error or type(error).__name__}.") from None
+        if self.finish_reason is None:
+            raise RemoteError(f"{self.name} ended the answer before its end; what came is not all of it.")
+
+    async def _stream(self, prompt: AnyPrompt) -> AsyncGenerator[str, None]:
+        assert self._client is not None, "start comes first"
+        path, body = self._request(prompt)
+        async with self._client.stream("POST", self._url + path, json=body) as response:
+            if response.status_code != 200:
+                await response.aread()
+                raise _refusal(response)
+            reason = None
+            async for event in httpx2.EventSource(response):
+                if event.data == "[DONE]":
+                    self.finish_reason = reason
+                    return
+                text, ended = _read_chunk(event.data)
+                reason = reason if ended is None else proper_end(ended)
+                if text:
+                    yield text
+
+    def _request(self, prompt: AnyPrompt) -> tuple[str, dict[str, Any]]:
+        common = {"model": self._model, "stream": True, **self._sampling}
+        if isinstance(prompt, TextPrompt):
+            return "/completions", {**common, "prompt": prompt.text}
+        messages = [{"role": message.role, "content": message.content} for message in prompt.messages]
+        return "/chat/completions", {**common, "messages": messages}
+
+
+def _read_chunk(data: str) -> tuple[str, str | None]:
+    """A stream chunk's text and finish reason. Raises RemoteError if it tells of an error, or is none at all."""
+    try:
+        chunk = json.loads(data)
+        if chunk.get("error"):
+            message, code = _explanation(chunk)
+            raise RemoteError(f"The server broke the answer off: {message}", code)
+        if not chunk["choices"]:
+            return "", None
+        choice = chunk["choices"][0]
+        text = choice["delta"].get("content") if "delta" in choice else choice.get("text")
+        return text or "", choice.get("finish_reason")
+    except (AttributeError, LookupError, TypeError, ValueError):
+        raise RemoteError(_NO_STREAM) from None
+
+
+def _refusal(response: httpx2.Response) -> RemoteError:
+    try:
+        message, code = _explanation(response.json())
+    except ValueError:
+        message, code = _explanation(None)
+    return RemoteError(f"The server refused ({response.status_code}): {message}", code)
+
+
+def _explanation(body: Any) -> tuple[str, str | None]:
+    """An error object's message and code."""
+    error = body.get("error") if isinstance(body, dict) else None
+    described = error if isinstance(error, dict) else {"message": error}
+    return str(described.get("message") or "it gave no reason. Is it a chat server?"), described.get("code")

@@ -245,6 +245,23 @@ async def test_own_origin_is_accepted() -> None:
         assert "".join(await answer(socket)) == "ok"
 
 
+async def test_sampling_is_read_from_the_url() -> None:
+    async with (
+        running_server(service_with(says("abcdef"))) as url,
+        connect(url.replace("http", "ws") + "/?max_tokens=4&stop=d") as socket,
+    ):
+        await socket.send("Hello")
+        assert "".join(await answer(socket)) == "abc"
+
+
+async def test_bad_parameter_in_the_url_is_refused_before_accept() -> None:
+    async with running_server(service_with(says("ok"))) as url:
+        with pytest.raises(InvalidStatus) as caught:
+            await connect(url.replace("http", "ws") + "/?temprature=1")
+        assert caught.value.response.status_code == 400
+        assert b"'temperature'" in (caught.value.response.body or b"")
+
+
 async def test_socket_is_refused_with_503_while_draining() -> None:
     service = service_with(says("ok"))
     async with running_server(service) as url:

@@ -59,7 +59,7 @@ class App:
         scope["app"] = self
         scope["state"] = {**scope.get("state", {}), "request_id": id_}
         try:
-            check_host(scope["headers"])
+            check_host(scope)
             await self._router(scope, receive, send)
         except ClientGone:
             return

@@ -18,11 +18,13 @@ from causerie.chat.log import ResponseLog
 from causerie.chat.service import ChatService
 from causerie.errors import CauserieError, ShuttingDown
 from causerie.types import CancelCause, Failed, Finished, GenerationRequest, SamplingParams, Started, TextDelta
-from causerie.web.errors import ForeignOrigin, error_response, meaning
+from causerie.web.errors import ForeignOrigin, meaning
+from causerie.web.openai import limits_of
 from causerie.web.pulse import Pulse
 from causerie.web.requests import same_origin
 from causerie.web.streams import CONNECTION, cancelled_error
 from causerie.wire.chat_socket import ChatSocket, close_reason
+from causerie.wire.textbot import parse_socket
 
 logger = logging.getLogger("causerie.web")
 
@@ -39,17 +41,14 @@ class Chatbot:
         self._draining = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        refusal: CauserieError | None = None
-        if not same_origin(scope):
-            refusal = ForeignOrigin("This page's origin may not open a socket here.", param="Origin")
-        elif self._draining or not self._service.ready:
-            refusal = ShuttingDown("The server is not ready, or is shutting down.", retry_after=5)
         await receive()
-        if refusal is not None:
-            await error_response(refusal, scope["state"]["request_id"])(scope, receive, send)
-            return
+        if not same_origin(scope):
+            raise ForeignOrigin("This page's origin may not open a socket here.", param="Origin")
+        if self._draining or not self._service.ready:
+            raise ShuttingDown("The server is not ready, or is shutting down.", retry_after=5)
+        sampling, stop = parse_socket(scope["query_string"], limits_of(self._service))
         await send({"type": "websocket.accept"})
-        session = Session(self._service, scope, receive, send)
+        session = Session(self._service, sampling, stop, scope, receive, send)
         self._sessions.add(session)
         try:
             await session.run()
@@ -65,8 +64,18 @@ class Chatbot:
 class Session:
     """One socket. The caller's task receives; a second one answers, a turn at a time."""
 
-    def __init__(self, service: ChatService, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(
+        self,
+        service: ChatService,
+        sampling: SamplingParams,
+        stop: tuple[str, ...],
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+    ) -> None:
         self._service = service
+        self._sampling = sampling
+        self._stop = stop
         self._connection = scope.get("extensions", {}).get(CONNECTION)
         self._receive = receive
         self._send = send
@@ -128,10 +137,9 @@ class Session:
             await self._close(INTERNAL_ERROR, "The server failed to answer this turn.")
 
     async def _answer(self, turn: str) -> None:
-        service = self._service
-        sampling = SamplingParams(max_tokens=service.default_max_tokens)
         prompt = self._conversation.prompt_with(turn)
-        log = self._log = await service.create(GenerationRequest(uuid.uuid4().hex, prompt, sampling))
+        request = GenerationRequest(uuid.uuid4().hex, prompt, self._sampling, stop=self._stop)
+        log = self._log = await self._service.create(request)
         said: list[str] = []
         async with log.reader() as reader:
             async for _, event in reader:

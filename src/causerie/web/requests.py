@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import re
 import uuid
-from collections.abc import Iterable
 
 from starlette.types import Receive, Scope
 
@@ -36,11 +35,13 @@ def id_header(scope: Scope) -> dict[str, str]:
     return {"x-request-id": scope["state"]["request_id"]}
 
 
-def check_host(headers: Iterable[tuple[bytes, bytes]]) -> None:
-    """Refuse a Host header that is no host, or of which there are two."""
-    hosts = [value for name, value in headers if name == b"host"]
-    if len(hosts) > 1 or (hosts and hosts[0] and not _HOST.fullmatch(hosts[0])):
-        raise InvalidRequest("The Host header is malformed.", param="Host")
+def check_host(scope: Scope) -> None:
+    """Refuse a Host header that is no host, or of which there is not one; HTTP/1.0 may leave it out."""
+    hosts = [value for name, value in scope["headers"] if name == b"host"]
+    if not hosts and scope["http_version"] == "1.0":
+        return
+    if len(hosts) != 1 or not _HOST.fullmatch(hosts[0]):
+        raise InvalidRequest("The Host header is missing or malformed.", param="Host")
 
 
 def same_origin(scope: Scope) -> bool:

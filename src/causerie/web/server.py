@@ -151,7 +151,8 @@ def serve(
     """Serve until a signal says to stop. In the main thread only.
 
     The port is taken before ``service_factory`` is called; Ctrl-C during that call is a KeyboardInterrupt.
-    ``on_ready`` gets the base URL once requests are answered. Raises ConfigError for a port that cannot be had, ModelUnavailable for a model that cannot.
+    ``on_ready`` gets the base URL once requests are answered. Raises ConfigError for a port that cannot be had,
+    ModelUnavailable for a model that cannot.
     """
     with contextlib.closing(bind(settings)) as sock, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         service = service_factory()

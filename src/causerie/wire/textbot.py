@@ -42,14 +42,24 @@ def parse_textbot(query: bytes, content_type: str | None, body: bytes, limits: L
     fields = QueryFields(_pairs(query))
     raw = fields.boolean("raw")
     text = _prompt(fields.take("prompt"), content_type, body)
+    sampling, stop = _take_all(fields, limits, ("prompt", "raw"))
+    return TextCall(TextPrompt(text) if raw else ChatPrompt((Message("user", text),)), sampling, stop)
+
+
+def parse_socket(query: bytes, limits: Limits) -> tuple[SamplingParams, tuple[str, ...]]:
+    """How to sample every answer of a chat socket, and the stop strings, from its URL. Raises InvalidRequest."""
+    return _take_all(QueryFields(_pairs(query)), limits, ())
+
+
+def _take_all(fields: QueryFields, limits: Limits, others: tuple[str, ...]) -> tuple[SamplingParams, tuple[str, ...]]:
     ids = [int(id_) if id_.isdecimal() and len(id_) < 20 else id_ for id_ in fields.all("stop_token_ids")]
     stop_ids = check_token_ids(ids, "stop_token_ids", limits, MAX_STOP_TOKEN_IDS)
     stop = check_stops(fields.all("stop"))
     sampling = take_sampling(fields, limits, stop_token_ids=frozenset(stop_ids))
     if fields.take("n") is not None:
         raise UnsupportedParameter("'n' has no place in plain text, which holds one answer.", param="n")
-    fields.finish((*SAMPLING_NAMES, "prompt", "raw"))
-    return TextCall(TextPrompt(text) if raw else ChatPrompt((Message("user", text),)), sampling, stop)
+    fields.finish((*SAMPLING_NAMES, *others))
+    return sampling, stop
 
 
 def _pairs(query: bytes) -> list[tuple[str, str]]:

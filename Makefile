@@ -6,7 +6,7 @@ DEV := .venv-dev
 OLDEST := .venv-oldest
 
 # The oldest transformers that pyproject.toml admits, and the tests that run on it too (unless ARGS chooses tests).
-OLDEST_TRANSFORMERS := 5.20.0
+OLDEST_TRANSFORMERS := $(shell sed -n 's/.*"transformers>=\([0-9.]*\).*/\1/p' pyproject.toml)
 OLDEST_TESTS := $(if $(ARGS),,$(wildcard tests/engines/test_transformers*.py tests/streamers tests/test_streamers*.py))
 
 # System packages that the tests need, by scripts/system_deps' names.

@@ -53,9 +53,7 @@ class Settings(BaseModel):
         le=65536,
         description="Longest piece, in tokens, in which a prompt is read before others get their turn.",
     )
-    max_tokens: int = Field(
-        default=1024, ge=1, description="Output limit of a request that names none, in tokens."
-    )
+    max_tokens: int = Field(default=1024, ge=1, description="Output limit of a request that names none, in tokens.")
     max_output_tokens: int | None = Field(
         default=None, ge=1, description="Highest output limit that a request may ask for; none: the context window."
     )

@@ -45,3 +45,16 @@ def real(real_server: Served) -> Iterator[Served]:
     """The default model, in production settings but for 16 sequences at once."""
     yield real_server
     real_server.check_aftermath()
+
+
+@pytest.fixture(scope="module")
+def steady_server() -> Iterator[Served]:
+    with served(scripted(lambda _: b"ok", Settings(engine="scripted")), song=SONG) as server:
+        yield server
+
+
+@pytest.fixture
+def steady(steady_server: Served) -> Iterator[Served]:
+    """One server for all of a module's tests, checked after each; it answers everything with ``ok``."""
+    yield steady_server
+    steady_server.check_aftermath()

@@ -47,6 +47,6 @@ async def until(condition: Callable[[], object], seconds: float = 5.0) -> None:
             await asyncio.sleep(0.005)
 
 
-async def until_idle(service: ChatService, seconds: float = 1.0) -> None:
+async def until_idle(service: ChatService, seconds: float = 5.0) -> None:
     """Wait until nothing runs and nothing waits; fails after ``seconds``."""
     await until(lambda: not service.running and not service.waiting, seconds)

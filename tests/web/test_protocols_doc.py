@@ -1,0 +1,51 @@
+"""``docs/protocols.md`` says what the code does."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from causerie.chat.metrics import Metrics
+from causerie.types import FinishReason
+from causerie.web.errors import MEANINGS
+from causerie.wire import completions, sampling
+from causerie.wire.chat_socket import MAX_PENDING_TURNS, SENTINEL
+
+DOC = (Path(__file__).parents[2] / "docs" / "protocols.md").read_text(encoding="utf-8")
+ROWS = {
+    code: (int(status), close.strip())
+    for codes, status, close in re.findall(r"^\| (`[^|]+) \| (\d+) \|([^|]*)\|$", DOC, re.MULTILINE)
+    for code in re.findall(r"`(\w+)`", codes)
+}
+
+
+@pytest.mark.parametrize("error", MEANINGS, ids=lambda error: error.code)
+def test_every_error_is_in_the_table(error: type) -> None:
+    meaning = MEANINGS[error]
+    status, close = ROWS[error.code]  # type: ignore[attr-defined]
+    assert status == meaning.status
+    assert close in ("", str(meaning.close_code))
+
+
+def test_every_metric_is_named() -> None:
+    metrics = Metrics()
+    metrics.watch(running=lambda: 0, waiting=lambda: 0, kv_usage=lambda: 0)
+    metrics.rejected("overloaded")
+    metrics.failed("engine_error")
+    metrics.finished(FinishReason.STOP, 1, 1, 1.0)
+    exposed = set(re.findall(r"^# HELP (\S+)", metrics.render()[0].decode(), re.MULTILINE))
+    named = {name.partition("{")[0] for name in re.findall(r"`(causerie:[^`]+)`", DOC)} - {"causerie:"}
+    assert named == {name for name in exposed if not name.endswith("_created")}
+
+
+def test_limits_are_the_ones_in_force() -> None:
+    words = " ".join(DOC.split())
+    assert f"`{SENTINEL}`" in words and f"wait, up to {MAX_PENDING_TURNS}." in words
+    assert (
+        f"{completions.MAX_MESSAGES:,} messages, {sampling.MAX_CHOICES} choices (and no more than run at once), "
+        f"{sampling.MAX_STOPS} stop strings of {sampling.MAX_STOP_LENGTH:,} characters, "
+        f"{sampling.MAX_STOP_TOKEN_IDS:,} stop token ids, {sampling.MAX_LOGPROBS} `top_logprobs`" in words
+    )
+    assert all(f"`{name}`" in words for name in sampling.SAMPLING_NAMES)

@@ -45,7 +45,7 @@ async def test_each_turn_is_answered_and_ended_by_the_sentinel() -> None:
     async with running_server(service_with(says("abc"), step_seconds=0.005)) as url, socket_to(url) as socket:
         for _ in range(2):
             await socket.send("Hello")
-            assert await answer(socket) == ["a", "b", "c"]
+            assert "".join(await answer(socket)) == "abc"
 
 
 async def test_frames_arrive_while_the_engine_still_waits() -> None:

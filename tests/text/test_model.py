@@ -310,11 +310,11 @@ def test_work_grows_no_faster_than_the_text(make: Callable[[int], str]) -> None:
     """Sixteen times the text takes about sixteen times as long; a quadratic step would take 256 times."""
 
     def seconds(size: int) -> float:
-        start = time.perf_counter()
+        start = time.thread_time()
         MODELS["chatml"].encode(ChatPrompt((Message("user", make(size)),)))
-        return time.perf_counter() - start
+        return time.thread_time() - start
 
-    assert seconds(320_000) < 80 * max(min(seconds(20_000) for _ in range(3)), 0.002)
+    assert min(seconds(320_000) for _ in range(2)) < 80 * max(min(seconds(20_000) for _ in range(3)), 0.002)
 
 
 def test_forking_after_encoding_is_silent() -> None:

@@ -25,8 +25,15 @@ def flagged() -> Tokenizer:
     return tokenizer
 
 
+def normalized_without_a_normalizer() -> Tokenizer:
+    tokenizer = flagged()
+    tokenizer.add_special_tokens([AddedToken("<|x", special=True, normalized=True), AddedToken(">x", special=True)])
+    return tokenizer
+
+
 TOKENIZERS = {
     "flags": flagged(),
+    "flags, normalized": normalized_without_a_normalizer(),
     "after NFKC": builders.compatible_forms("<a>", "<ab>", "<m>"),
     "sentencepiece": builders.sentencepiece("<a>", "<ab>"),
 }
@@ -41,6 +48,7 @@ def test_spans_are_where_the_library_finds_control_tokens(name: str) -> None:
 
     @given(st.lists(st.sampled_from(PIECES + SPACES), max_size=10).map("".join))
     @example("<r>  <l>")
+    @example("  <l>")
     @example("words word, word_ <a word")
     def check(text: str) -> None:
         encoding = tokenizer.encode(text, add_special_tokens=False)

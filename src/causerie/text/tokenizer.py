@@ -55,10 +55,13 @@ class ControlTokenizer:
         self._sentinel = f"<{secrets.token_hex(16)}>"
         self._plain = _without(tokenizer, self.controls, self._sentinel)
         self._sentinel_id = self._plain.token_to_id(self._sentinel)
-        self._added = {token.content: token for token in added.values()}
-        self._pattern = re.compile(_trie_pattern(sorted(self._added)) if self._added else r"(?!)")
-        normalized = tokenizer.normalizer is not None and any(token.normalized for token in added.values())
-        self._splitter = _splitter(tokenizer, added.values()) if normalized else None
+        # The library looks for the tokens that are not normalized first, so others do not matter to where they are.
+        self._literal = {token.content: token for token in added.values() if not token.normalized}
+        self._pattern = re.compile(_trie_pattern(sorted(self._literal)) if self._literal else r"(?!)")
+        normalized = any(added[number].normalized for number in self.control_ids)
+        self._splitter = splitter = _splitter(tokenizer, added.values()) if normalized else None
+        own_ids = [] if splitter is None else [(splitter.token_to_id(text), text) for text in self.controls]
+        self._id_of_split = {number: self.controls[text] for number, text in own_ids}
 
     def encode(self, text: str, limit: int | None = None) -> list[int]:
         """The ids as transformers has them, control tokens included.
@@ -91,7 +94,7 @@ class ControlTokenizer:
     def _spans_by_pattern(self, text: str) -> Iterator[ControlSpan]:
         done = 0
         for match in self._pattern.finditer(text):
-            token, (start, end) = self._added[match[0]], match.span()
+            token, (start, end) = self._literal[match[0]], match.span()
             if token.single_word and (_WORD.match(text, end) or (start and _WORD.match(text, start - 1))):
                 continue
             while token.lstrip and start > done and _SPACE.match(text, start - 1):
@@ -105,8 +108,8 @@ class ControlTokenizer:
     def _spans_by_splitter(self, text: str) -> Iterator[ControlSpan]:
         assert self._splitter is not None
         encoding = self._splitter.encode_batch([text], add_special_tokens=False)[0]
-        for token, (start, end) in zip(encoding.tokens, encoding.offsets, strict=True):
-            if (number := self.controls.get(token)) is not None:
+        for found, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
+            if (number := self._id_of_split.get(found)) is not None:
                 yield ControlSpan(number, start, end)
 
 
@@ -123,8 +126,8 @@ def _encode(tokenizer: Tokenizer, text: str, limit: int | None) -> list[int]:
 def _splitter(tokenizer: Tokenizer, added: Iterable[AddedToken]) -> Tokenizer:
     """The tokenizer with no vocabulary but the added tokens: it finds those, and leaves the rest as it is."""
     splitter = Tokenizer(WordLevel({"\0": 0}, unk_token="\0"))
-    assert tokenizer.normalizer is not None
-    splitter.normalizer = tokenizer.normalizer
+    if tokenizer.normalizer is not None:
+        splitter.normalizer = tokenizer.normalizer
     splitter.add_tokens(list(added))
     return splitter
 

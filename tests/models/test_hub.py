@@ -55,10 +55,11 @@ def test_one_gguf_of_a_repository_is_fetched_and_converted(used_hub: LocalHub, t
 
     folder = resolve("org/Tiny-GGUF:q4_k_m", form="f16", engine="auto")
 
-    assert (folder.name, folder.format, folder.architecture) == ("org/Tiny-GGUF:q4_k_m", "openvino", "llama")
+    assert (folder.name, folder.format, folder.architecture) == ("org/Tiny-GGUF:Q4_K_M", "openvino", "llama")
     assert (folder.path / "openvino_model.bin").is_file()
     assert "GET /org/Tiny-GGUF/resolve/main/Tiny-Q8_0.gguf" not in used_hub.requests
     assert not [request for request in used_hub.requests if "GET" in request and "Q8_0" in request]
+    assert resolve("org/Tiny-GGUF:Q4_K_M", form="f16", engine="auto") == folder
     with pointed_at(NOWHERE, tmp_path / "hf"):
         assert resolve("org/Tiny-GGUF:q4_k_m", form="f16", engine="auto") == folder
 

@@ -35,17 +35,15 @@ def fetch(repo: str, choose: Choose, progress: Progress) -> tuple[Path, Names]:
 
 def _list(repo: str) -> Names | None:
     """The names of a repository's files; None if the hub cannot be reached."""
-    import httpx2
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+    from huggingface_hub import HfApi, errors
 
     try:
         info = HfApi().model_info(repo, timeout=_ANSWER_SECONDS)
-    except HfHubHTTPError as error:
+    except errors.HfHubHTTPError as error:
         if error.response.status_code >= 500:
             return None
         raise _refused(repo, error) from error
-    except (httpx2.HTTPError, OfflineModeIsEnabled, OSError):
+    except (_transport_error(), errors.OfflineModeIsEnabled, OSError):
         return None
     return sorted(file.rfilename for file in info.siblings or ())
 
@@ -65,23 +63,30 @@ def _cached(repo: str) -> Path:
 
 
 def _download(repo: str, names: Names, progress: Progress) -> Path:
-    import httpx2
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub import errors, snapshot_download, try_to_load_from_cache
 
-    progress.note(f"Fetching {repo} ({len(names)} files)")
+    new = [name for name in names if not isinstance(try_to_load_from_cache(repo, name), str)]
+    if new:
+        progress.note(f"Fetching {repo} ({len(new)} {'file' if len(new) == 1 else 'files'})")
     bars = {} if progress.visible else {"tqdm_class": _silent_bar()}
     try:
         return Path(snapshot_download(repo, allow_patterns=list(names), etag_timeout=_ANSWER_SECONDS, **bars))
-    except HfHubHTTPError as error:
+    except errors.HfHubHTTPError as error:
         raise _refused(repo, error) from error
-    except (httpx2.HTTPError, OSError) as error:
+    except (_transport_error(), OSError) as error:
         said = (str(error).splitlines() or [""])[0]
         raise ModelUnavailable(
             f"The download of {repo} broke off ({type(error).__name__}: {said}). Run the same command again: it goes "
             "on where it stopped.",
             param="model",
         ) from error
+
+
+def _transport_error() -> type[Exception]:
+    """The base of what huggingface_hub's HTTP client raises, whichever client its version has."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return next(base for base in HfHubHTTPError.__bases__ if base is not OSError)
 
 
 def _silent_bar() -> Any:

@@ -78,6 +78,7 @@ def _hub_folder(repo: str, engine: str, progress: Progress) -> ModelFolder:
 def _hub_gguf(repo: str, quant: str, progress: Progress) -> _Gguf:
     path, wanted = hub.fetch(repo, lambda names: [gguf_file(names, quant, where=repo)], progress)
     file = path / wanted[0]
+    quant = quant if quant.lower().endswith(".gguf") else quant.upper()
     # The hub's cache keeps a file under its content's hash and links to it.
     return _Gguf(f"{repo}:{quant}", f"{wanted[0]} {file.resolve().name} {file.stat().st_size}", lambda: file)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from abc import ABC, abstractmethod
@@ -32,6 +33,9 @@ class Cancel:
 Command: TypeAlias = Submit | Cancel
 
 
+_LOST = "The engine failed, and what it was generating is lost. Try again."
+
+
 class SteppingEngine(ABC):
     """An ``Engine`` whose model advances all its sequences in one blocking ``_step``.
 
@@ -46,6 +50,7 @@ class SteppingEngine(ABC):
         self._thread: threading.Thread | None = None
         self._steps = 0
         self._failure: BaseException | None = None
+        self._broken = False
 
     @property
     @abstractmethod
@@ -65,14 +70,14 @@ class SteppingEngine(ABC):
 
     @abstractmethod
     def _step(self) -> list[Update]:
-        """Advance every sequence once. May raise: then all of them end as ERROR and ``_open`` is called anew."""
+        """Advance every sequence once. Where a hook raises, all end as ERROR; ``_open`` comes before the next."""
 
     @abstractmethod
     def _abandon(self) -> list[int]:
         """Forget every sequence that has not ended and return their numbers."""
 
     def _close(self) -> None:
-        """Give back what ``_open`` took."""
+        """Give back what ``_open`` took. Safe to call twice."""
         return
 
     @abstractmethod
@@ -142,18 +147,22 @@ class SteppingEngine(ABC):
 
     def _advance(self, commands: list[Command]) -> list[Update]:
         updates: list[Update] = []
-        for command in commands:
-            updates.extend(self._apply(command))
-        if not self._busy():
-            return updates
         try:
-            updates.extend(self._step())
-            self._steps += 1
+            if self._broken:
+                self._open()
+                self._broken = False
+            while commands:
+                updates.extend(self._apply(commands[0]))
+                commands.pop(0)
+            if self._busy():
+                updates.extend(self._step())
+                self._steps += 1
         except Exception:
-            logger.exception("an engine step failed; its sequences end and the engine is opened anew")
-            lost = self._abandon()
-            detail = "The engine failed in mid-step; what it was generating is lost."
-            updates.extend(Update(sequence, ended=EndReason.ERROR, detail=detail) for sequence in lost)
-            self._close()
-            self._open()
+            logger.exception("the engine failed; its sequences end, and it is opened anew with the next one")
+            unseen = [command.sequence for command in commands if isinstance(command, Submit)]
+            lost = dict.fromkeys([*self._abandon(), *unseen])
+            updates.extend(Update(sequence, ended=EndReason.ERROR, detail=_LOST) for sequence in lost)
+            with contextlib.suppress(Exception):
+                self._close()
+            self._broken = True
         return updates

@@ -405,6 +405,22 @@ async def test_finished_answers_that_nobody_takes_are_capped() -> None:
         assert text_of(await events(await service.create(request()))) == "hello"
 
 
+async def test_a_stop_string_inside_a_longer_one_still_stops_at_the_end() -> None:
+    async with serving(lambda _: b"say abc") as service:
+        found = await events(await service.create(request(stop=("abcd", "bc"))))
+    assert text_of(found) == "say a"
+    assert isinstance(found[-1], Finished)
+    assert found[-1].reasons == (FinishReason.STOP,)
+
+
+async def test_a_stop_string_that_only_the_limit_reveals_is_a_stop() -> None:
+    async with serving(lambda _: b"say abc and more") as service:
+        found = await events(await service.create(request(stop=("abcd", "bc"), max_tokens=7)))
+    assert text_of(found) == "say a"
+    assert isinstance(found[-1], Finished)
+    assert found[-1].reasons == (FinishReason.STOP,)
+
+
 async def test_the_decode_probe_succeeds_on_a_live_engine_and_fails_on_a_hung_one() -> None:
     permits = threading.Semaphore(0)
     async with serving(engine={"permits": permits}) as service:
@@ -426,8 +442,9 @@ async def test_a_step_of_many_sequences_reaches_the_loop_as_one_call() -> None:
         service._on_step = count  # type: ignore[method-assign]
         readers = [(await service.create(request())).reader() for _ in range(8)]
         permits.release(3)
-        await until(lambda: sum(calls) >= 20)
+        await until(lambda: len(calls) >= 3)
         assert len(calls) == service.engine.stats().steps
+        assert calls[-1] == 8
         for reader in readers:
             await reader.aclose()
         permits.release(50)

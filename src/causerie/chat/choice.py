@@ -55,10 +55,10 @@ class Choice:
             self.reason = _FINISHES[ended]
         if self._stops is not None:
             text = self._stops.feed(text)
+            if ended is not None:
+                text += self._stops.flush()
             if self._stops.matched is not None:
                 self.reason = FinishReason.STOP
-            elif ended is not None:
-                text += self._stops.flush()
         if not text and self.reason is None and not self._logprobs:
             return None
         logprobs, self._logprobs = tuple(self._logprobs), []

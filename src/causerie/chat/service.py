@@ -232,17 +232,19 @@ class ChatService:
 
     def _encode_fitting(self, prompt: Prompt, reserve: int) -> tuple[list[int], int]:
         """The prompt's ids, and how many of its oldest messages were left out to keep ``reserve`` tokens free."""
-        ids = self.text.encode(prompt)
+        window = self.info.context_window
         if not isinstance(prompt, ChatPrompt) or prompt.overflow == "error":
-            return ids, 0
+            return self.text.encode(prompt, limit=window), 0
         messages = prompt.messages
-        while len(ids) + reserve > self.info.context_window:
+        while True:
             shorter = without_oldest_turn(messages)
-            if shorter is None:
-                break
-            messages = shorter
-            ids = self.text.encode(ChatPrompt(messages))
-        return ids, len(prompt.messages) - len(messages)
+            try:
+                ids = self.text.encode(ChatPrompt(messages), limit=window if shorter is None else window - reserve)
+                return ids, len(prompt.messages) - len(messages)
+            except ContextLengthExceeded:
+                if shorter is None:
+                    raise
+                messages = shorter
 
     def _check_parameters(self, request: GenerationRequest) -> None:
         sampling, info = request.sampling, self.info

@@ -15,7 +15,7 @@ FINISHED = "<<Response Finished>>"
 url = sys.argv[1] if len(sys.argv) > 1 else "ws://localhost:8000"
 
 with connect(url) as websocket:
-    for turn in ("My name is Ada, and I live by the sea.", "What is my name?"):
+    for turn in ("What is the capital of France?", "And of Italy?"):
         print("you:", turn)
         websocket.send(turn)
         print("bot: ", end="", flush=True)

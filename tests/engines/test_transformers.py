@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -283,3 +285,15 @@ def test_remote_code_is_not_run(tmp_path: Path) -> None:
 def test_an_unknown_device_is_refused(folders: dict[str, Path]) -> None:
     with pytest.raises(ModelUnavailable, match="abacus"):
         make(folders["gpt2"], device="abacus")
+
+
+@pytest.mark.parametrize("missing", ["torch", "transformers"])
+def test_without_the_extra_importing_names_it(missing: str) -> None:
+    code = (
+        f"import sys; sys.modules[{missing!r}] = None\n"
+        "from causerie.errors import MissingExtra\n"
+        "try:\n    import causerie.engines.transformers\n"
+        "except MissingExtra as error:\n    print(error)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert 'pip install "causerie[transformers]"' in run.stdout

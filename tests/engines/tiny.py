@@ -10,6 +10,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 VOCABULARY = 320
 
+# Weights this small gain nothing from a second thread, and wait long for it on a busy machine.
+torch.set_num_threads(1)
+
 
 def gpt2(**changes: Any) -> Any:
     """DialoGPT's architecture; weights wide enough that greedy answers do not stand still."""

@@ -91,7 +91,8 @@ def _read(folder: Path, description: Description) -> Any:
 
 def _device(folder: Path, name: str | None) -> torch.device:
     if name is None:
-        return torch.accelerator.current_accelerator() or torch.device("cpu")
+        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return found or torch.device("cpu")
     return _accepted(folder, lambda: torch.empty(0, device=name).device)
 
 

@@ -113,7 +113,8 @@ def _draw(logits: Tensor, rows: Sequence[Row]) -> Tensor:
 
     temperature = column([row.sampling.temperature for row in rows])
     # The largest becomes 0 before the division, so that no temperature, however small, overflows.
-    probs = torch.softmax((logits - logits.amax(-1, keepdim=True)).to(dtype) / temperature, -1)
+    wide = logits.to(dtype)
+    probs = torch.softmax((wide - wide.amax(-1, keepdim=True)) / temperature, -1)
     min_p = column([row.sampling.min_p for row in rows])
     probs = probs.masked_fill(probs < min_p * probs.amax(-1, keepdim=True), 0.0)
     order = None

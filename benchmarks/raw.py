@@ -134,6 +134,10 @@ class RawProcess:
         self._answer()
         self.load_seconds = time.perf_counter() - begin
 
+    @property
+    def pid(self) -> int:
+        return self._child.pid
+
     def call(self, do: str, **arguments: Any) -> Any:
         """The result of ``RawEngine.<do>(**arguments)``."""
         assert self._child.stdin is not None

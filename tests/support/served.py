@@ -17,12 +17,12 @@ from urllib.parse import urlsplit
 
 import uvloop
 
+from causerie.chat.build import scripted_service
 from causerie.chat.log import ResponseLog
 from causerie.chat.service import ChatService
 from causerie.config import Settings
 from causerie.engines.base import Deliver, Engine, Update
 from causerie.engines.scripted import Script, ScriptedEngine
-from causerie.text.model import TextModel
 from causerie.types import SamplingParams
 from tests.support.raw import Answer, ChatSocket, Connection
 from tests.support.server import running_server
@@ -233,7 +233,7 @@ def served(
 
 def scripted(script: Script, settings: Settings, **engine: Any) -> ChatService:
     """The service on the scripted engine; the canary has its song, ``script`` all else."""
-    return ChatService(ScriptedEngine(_with_canary(script), **engine), TextModel.bytes(), "scripted", settings)
+    return scripted_service(settings, ScriptedEngine(_with_canary(script), **engine))
 
 
 def _with_canary(script: Script) -> Script:

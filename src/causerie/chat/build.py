@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-
 from causerie.chat.service import ChatService
 from causerie.config import Settings
 from causerie.engines.base import Engine
@@ -14,8 +12,6 @@ from causerie.models.precision import PRECISIONS
 from causerie.models.progress import Progress
 from causerie.models.resolve import resolve
 from causerie.text.model import TextModel
-
-logger = logging.getLogger("causerie.build")
 
 _SCRIPTED_PACE = 0.03
 """Seconds between the scripted engine's steps, so that an interface has something to show."""
@@ -31,15 +27,14 @@ def build_service(settings: Settings, *, progress: Progress | None = None) -> Ch
     precision = PRECISIONS[settings.precision]
     folder = resolve(settings.model, form=precision.form, engine=settings.engine, progress=progress)
     name, why = choose_engine(settings, folder)
-    logger.info("engine: %s (%s)", name, why)
     text = TextModel.load(folder.path, eos_token_ids=folder.eos_token_ids, bos_token_id=folder.bos_token_id)
     engine = openvino_engine(folder, settings) if name == "openvino" else transformers_engine(folder, settings)
-    return ChatService(engine, text, folder.name, settings)
+    return ChatService(engine, text, folder.name, settings, engine_reason=why)
 
 
 def scripted_service(settings: Settings, engine: ScriptedEngine | None = None) -> ChatService:
     """A service without a model: the scripted engine, and the byte vocabulary that goes with it."""
-    return ChatService(engine or ScriptedEngine(), TextModel.bytes(), "scripted", settings)
+    return ChatService(engine or ScriptedEngine(), TextModel.bytes(), "scripted", settings, engine_reason="asked for")
 
 
 def choose_engine(settings: Settings, folder: ModelFolder) -> tuple[str, str]:
@@ -82,4 +77,5 @@ def transformers_engine(folder: ModelFolder, settings: Settings) -> Engine:
         kv_bytes_per_token=folder.kv_bytes_per_token,
         kv_cache_bytes=int(settings.kv_cache_gib * 2**30),
         max_sequences=settings.max_batch_size,
+        step_tokens=settings.prefill_piece,
     )

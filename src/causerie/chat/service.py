@@ -44,11 +44,15 @@ _ENCODE_INLINE = 4096
 class ChatService:
     """One model, ready to answer. Build it with ``causerie.chat.build``; ``start`` loads the weights."""
 
-    def __init__(self, engine: Engine, text: TextModel, model_name: str, settings: Settings) -> None:
+    def __init__(
+        self, engine: Engine, text: TextModel, model_name: str, settings: Settings, *, engine_reason: str
+    ) -> None:
         info = engine.info
         self.engine = engine
         self.text = text
         self.model_name = model_name
+        self.engine_reason = engine_reason
+        """Why it is this engine, for whoever starts the server."""
         self.settings = settings
         self.metrics = Metrics()
         self.reader = PromptReader(engine, piece=settings.prefill_piece, next_sequence=self._next_sequence)

@@ -47,19 +47,22 @@ def serve(model: dict[str, str], flags: dict[str, Any], config: Path | None) -> 
     from causerie.models.progress import StderrProgress
     from causerie.web.server import serve as run
 
-    built: list[ChatService] = []
-
     def factory() -> ChatService:
-        built.append(build_service(settings, progress=StderrProgress()))
-        return built[0]
+        service = build_service(settings, progress=StderrProgress())
+        _introduce(service)
+        return service
 
-    run(factory, settings, on_ready=lambda url: _announce(built[0], url))
+    run(factory, settings, on_ready=_invite)
 
 
-def _announce(service: ChatService, url: str) -> None:
+def _introduce(service: ChatService) -> None:
+    """Before the weights are loaded, which takes seconds."""
     info = service.info
     tell(f"model: {service.model_name} (context window: {info.context_window} tokens)")
     sequences = min(info.max_sequences, service.settings.max_batch_size)
-    tell(f"engine: {info.name} (at once: {sequences} sequences, {info.kv_tokens} tokens)")
+    tell(f"engine: {info.name} ({service.engine_reason}; at once: {sequences} sequences, {info.kv_tokens} tokens)")
+
+
+def _invite(url: str) -> None:
     tell(f"url: {url} (OpenAI API: {url}/v1)")
     tell(f"try: curl -N -d 'Why is the sky blue?' {url}/")

@@ -163,6 +163,14 @@ class SocketProtocol(WebSocketsSansIOProtocol):
         super().send_receive_event_to_app()
 
     async def run_asgi(self) -> None:
+        app = self.app
+
+        async def call(scope: Any, receive: Any, send: Any) -> None:
+            await app(scope, receive, send)
+            # A handshake that was refused is complete too; uvicorn would log an error.
+            self.handshake_complete = self.handshake_complete or self.initial_response is not None
+
+        self.app = call
         await super().run_asgi()
         if not self.disconnected:
             self._end = self.loop.call_later(LINGER, self.transport.abort)

@@ -57,3 +57,8 @@ def test_no_text_breaks_the_parser(ref: str) -> None:
         parse_reference(ref)
     except ModelUnavailable as error:
         assert error.message
+
+
+def test_the_home_of_nobody_is_an_error_that_says_so() -> None:
+    with pytest.raises(ModelUnavailable, match="home"):
+        parse_reference("~no-such-user-here/model.gguf")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 import subprocess
@@ -183,8 +184,12 @@ async def test_second_server_on_one_port_never_builds_its_service() -> None:
         serve(build, Settings(port=sock.getsockname()[1]))  # type: ignore[arg-type]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may take every port")
-def test_port_of_the_system_is_refused_with_the_remedy() -> None:
+def test_port_of_the_system_is_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    # Root may take every port, so the kernel's refusal is played.
+    monkeypatch.setattr("causerie.web.server.socket.socket.bind", refuse)
     with pytest.raises(ConfigError, match="--port 8000"):
         bind(Settings(port=1))
 

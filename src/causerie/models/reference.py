@@ -55,7 +55,12 @@ def parse_reference(ref: str) -> Reference:
         return DefaultModel()
     if "\0" in ref:
         raise ModelUnavailable(f"A model reference cannot hold a NUL character. {_FORMS}", param="model")
-    path = Path(ref).expanduser()
+    try:
+        path = Path(ref).expanduser()
+    except RuntimeError:
+        raise ModelUnavailable(
+            f"{ref!r} begins with the home of a user who is not here. {_FORMS}", param="model"
+        ) from None
     if path.is_dir():
         return LocalFolder(path.resolve())
     if path.is_file():

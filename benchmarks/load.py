@@ -88,17 +88,17 @@ class Target:
             "temperature": 0,
             "ignore_eos": True,
         }
-        return Request(self._post("/v1/chat/completions", json.dumps(body).encode()), events=True)
+        return Request(self._post("/v1/chat/completions", "application/json", json.dumps(body).encode()), events=True)
 
     def textbot(self, turn: str, tokens: int) -> Request:
         """The tutorial's own request: the prompt in the query, plain text back."""
         query = urlencode({"prompt": turn, "max_tokens": tokens, "temperature": 0, "ignore_eos": "true"})
-        return Request(self._post(f"/?{query}", b""), events=False)
+        return Request(self._post(f"/?{query}", "text/plain", b""), events=False)
 
-    def _post(self, path: str, body: bytes) -> bytes:
+    def _post(self, path: str, content_type: str, body: bytes) -> bytes:
         host, port = self.address
         return (
-            f"POST {path} HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: application/json\r\n"
+            f"POST {path} HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: {content_type}\r\n"
             f"Content-Length: {len(body)}\r\n\r\n"
         ).encode() + body
 
@@ -123,6 +123,11 @@ class Exchange(asyncio.Protocol):
     def begin(self) -> None:
         self.begun = time.perf_counter()
         self.transport.write(self._request.data)
+
+    def leave(self) -> None:
+        """Close the connection, whether or not the answer has ended."""
+        self.done.cancel()
+        self.transport.abort()
 
     def data_received(self, data: bytes) -> None:
         now = time.perf_counter()
@@ -181,7 +186,7 @@ async def _run(target: Target, requests: Sequence[Request], tokens: int) -> Load
         cpu = cpu_seconds() - cpu
     finally:
         for exchange in exchanges:
-            exchange.transport.abort()
+            exchange.leave()
     gaps = [[after - before for before, after in pairwise(exchange.arrivals)] for exchange in exchanges]
     return Load(
         tokens=sum(exchange.tokens for exchange in exchanges),

@@ -55,7 +55,6 @@ _OPTIONS: tuple[dict[str, str], ...] = (
     {_CACHE: "u8"},
     {_CACHE: "f16"},
     {_CACHE: "bf16"},
-    {_CACHE: "f32"},
     {_HINT: "bf16", _CACHE: "f16"},
     {_HINT: "f16", _CACHE: "f16"},
     {_HINT: "f32", _CACHE: "u8"},
@@ -102,17 +101,12 @@ class Examination:
     def positions(self) -> int:
         return len(self._truth)
 
-    def of(self, engine: RawProcess) -> Faithfulness | None:
-        """None where the runtime fails: float16 arithmetic overflows in some models."""
+    def of(self, engine: RawProcess) -> Faithfulness:
         said = engine.call("greedy", prompts=self._prompts, tokens=GREEDY_TOKENS)
         shares = [
             _common(self._say(ids), answer) / len(answer) for ids, answer in zip(said, self._answers, strict=True)
         ]
-        try:
-            forced = engine.call("forced", prompts=self._heads, texts=self._tails, streams=16)
-        except RawError as error:
-            print(error, file=sys.stderr)
-            return None
+        forced = engine.call("forced", prompts=self._heads, texts=self._tails, streams=16)
         chosen = np.array([pair for passage in forced for pair in passage])
         return Faithfulness(
             greedy=statistics.mean(shares),
@@ -142,10 +136,13 @@ def _common(one: str, other: str) -> int:
 
 @dataclass(slots=True)
 class Result:
-    """One row of the table. ``faithfulness`` is None where the runtime failed at it."""
+    """One row of the table. ``faithfulness`` is None where the runtime failed.
+
+    It may refuse a combination, which differs by processor, or compute no numbers (float16 overflows in some models).
+    """
 
     precision: Precision
-    faithfulness: Faithfulness | None
+    faithfulness: Faithfulness | None = None
     rates: dict[int, list[float]] = field(default_factory=lambda: {streams: [] for streams in STREAMS})
 
     def rate(self, streams: int) -> float:
@@ -181,18 +178,25 @@ def measure(candidates: Sequence[Precision], rounds: int) -> list[Result]:
     reference = Reference(fetch_default(cache_root(), StderrProgress()))
     examination = Examination(text, reference, len(prompts.QUESTIONS), len(prompts.PASSAGES))
     del reference
-    results = []
+    results = [Result(precision) for precision in candidates]
     for turn in range(rounds):
-        for place, precision in enumerate(candidates):
-            with RawProcess(settings, precision) as engine:
-                if turn == 0:
-                    results.append(Result(precision, examination.of(engine)))
-                result = results[place]
-                if result.faithfulness is not None:
-                    result.time(engine, text, seed=1000 * turn)
+        for result in results:
+            if turn == 0 or result.faithfulness is not None:
+                try:
+                    _visit(result, settings, examination, text, seed=1000 * turn)
+                except RawError as error:
+                    result.faithfulness = None
+                    print(f"{_name(result.precision)}: {error}", file=sys.stderr, flush=True)
             rates = "/".join(f"{result.rate(streams):.0f}" for streams in STREAMS)
-            print(f"round {turn + 1}: {_name(precision)}: {rates} tokens/s so far", file=sys.stderr, flush=True)
+            print(f"round {turn + 1}: {_name(result.precision)}: {rates} tokens/s so far", file=sys.stderr, flush=True)
     return results
+
+
+def _visit(result: Result, settings: Settings, examination: Examination, text: TextModel, seed: int) -> None:
+    with RawProcess(settings, result.precision) as engine:
+        if result.faithfulness is None:
+            result.faithfulness = examination.of(engine)
+        result.time(engine, text, seed)
 
 
 def winner(results: Sequence[Result]) -> Result | None:

@@ -120,7 +120,7 @@ class RawEngine:
 
 
 class RawError(Exception):
-    """The runtime failed at what it was asked for; the message is its own."""
+    """The runtime failed at what it was asked for, or cannot be started with such options."""
 
 
 class RawProcess:
@@ -149,7 +149,7 @@ class RawProcess:
         assert self._child.stdout is not None
         line = self._child.stdout.readline()
         if not line:
-            raise RuntimeError(f"The raw engine's process ended with code {self._child.wait()}.")
+            raise RawError(f"The raw engine's process ended with code {self._child.wait()}.")
         answer = json.loads(line)
         if "error" in answer:
             raise RawError(answer["error"])

@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks import prompts
+from benchmarks import load, prompts
+from benchmarks.llama_server import LlamaServer
 from benchmarks.raw import RawError, RawProcess
 from benchmarks.reference import Reference
 from benchmarks.report import finish, machine_line, table
@@ -103,10 +104,17 @@ class Examination:
 
     def of(self, engine: RawProcess) -> Faithfulness:
         said = engine.call("greedy", prompts=self._prompts, tokens=GREEDY_TOKENS)
+        return self._judge(said, engine.call("forced", prompts=self._heads, texts=self._tails, streams=16))
+
+    def of_llama(self, server: LlamaServer) -> Faithfulness:
+        """llama.cpp's, one text at a time."""
+        said = server.greedy(self._prompts, GREEDY_TOKENS)
+        return self._judge(said, server.forced(self._heads, self._tails))
+
+    def _judge(self, said: list[list[int]], forced: list[list[tuple[int, float]]]) -> Faithfulness:
         shares = [
             _common(self._say(ids), answer) / len(answer) for ids, answer in zip(said, self._answers, strict=True)
         ]
-        forced = engine.call("forced", prompts=self._heads, texts=self._tails, streams=16)
         chosen = np.array([pair for passage in forced for pair in passage])
         return Faithfulness(
             greedy=statistics.mean(shares),
@@ -116,6 +124,8 @@ class Examination:
         )
 
     def _say(self, ids: Sequence[int]) -> str:
+        """The text up to the end of the answer, which the raw loop goes past."""
+        ids = list(takewhile(lambda id_: id_ not in self._text.eos_token_ids, ids))
         detokenizer = self._text.detokenizer()
         return detokenizer.feed(ids) + detokenizer.flush()
 
@@ -141,7 +151,9 @@ class Result:
     It may refuse a combination, which differs by processor, or compute no numbers (float16 overflows in some models).
     """
 
-    precision: Precision
+    name: str
+    precision: Precision | None
+    """None for another server's row."""
     faithfulness: Faithfulness | None = None
     rates: dict[int, list[float]] = field(default_factory=lambda: {streams: [] for streams in STREAMS})
 
@@ -153,7 +165,8 @@ class Result:
         """Whether it meets the rule for a default."""
         quality = self.faithfulness
         return (
-            quality is not None
+            self.precision is not None
+            and quality is not None
             and quality.greedy >= LLAMA_CPP_GREEDY
             and quality.top1 >= LEAST_TOP1
             and quality.delta <= MOST_DELTA
@@ -169,8 +182,12 @@ class Result:
             run = engine.call("generate", prompts=ids, tokens=ANSWER_TOKENS)
             self.rates[streams].append(run["tokens"] / run["seconds"])
 
+    def time_served(self, target: load.Target, seed: int) -> None:
+        for streams in STREAMS:
+            self.rates[streams].append(load.run(target, prompts.distinct(streams, seed + streams), ANSWER_TOKENS).rate)
 
-def measure(candidates: Sequence[Precision], rounds: int) -> list[Result]:
+
+def measure(candidates: Sequence[Precision], rounds: int, llama_server: str | None) -> list[Result]:
     """Faithfulness once, speed in ``rounds`` turns through all candidates."""
     settings = Settings()
     folder = resolve(settings.model, form="f16", engine="openvino", progress=StderrProgress())
@@ -178,17 +195,21 @@ def measure(candidates: Sequence[Precision], rounds: int) -> list[Result]:
     reference = Reference(fetch_default(cache_root(), StderrProgress()))
     examination = Examination(text, reference, len(prompts.QUESTIONS), len(prompts.PASSAGES))
     del reference
-    results = [Result(precision) for precision in candidates]
+    results = [Result(name_of(precision), precision) for precision in candidates]
+    if llama_server:
+        results.append(Result("llama.cpp, as its file is, served", None))
     for turn in range(rounds):
         for result in results:
-            if turn == 0 or result.faithfulness is not None:
-                try:
+            try:
+                if result.precision is None and llama_server:
+                    _visit_llama(result, llama_server, examination, seed=1000 * turn)
+                elif turn == 0 or result.faithfulness is not None:
                     _visit(result, settings, examination, text, seed=1000 * turn)
-                except RawError as error:
-                    result.faithfulness = None
-                    print(f"{_name(result.precision)}: {error}", file=sys.stderr, flush=True)
+            except RawError as error:
+                result.faithfulness = None
+                print(f"{result.name}: {error}", file=sys.stderr, flush=True)
             rates = "/".join(f"{result.rate(streams):.0f}" for streams in STREAMS)
-            print(f"round {turn + 1}: {_name(result.precision)}: {rates} tokens/s so far", file=sys.stderr, flush=True)
+            print(f"round {turn + 1}: {result.name}: {rates} tokens/s so far", file=sys.stderr, flush=True)
     return results
 
 
@@ -199,6 +220,12 @@ def _visit(result: Result, settings: Settings, examination: Examination, text: T
         result.time(engine, text, seed)
 
 
+def _visit_llama(result: Result, url: str, examination: Examination, seed: int) -> None:
+    if result.faithfulness is None:
+        result.faithfulness = examination.of_llama(LlamaServer(url))
+    result.time_served(load.Target(url), seed)
+
+
 def winner(results: Sequence[Result]) -> Result | None:
     """The fastest, by the geometric mean over the numbers of streams, of those that are faithful enough."""
     return max((result for result in results if result.enough), key=lambda r: r.pace, default=None)
@@ -206,31 +233,28 @@ def winner(results: Sequence[Result]) -> Result | None:
 
 def report(results: Sequence[Result]) -> str:
     best = winner(results)
-    presets = {(value.form, frozenset(value.properties.items())): name for name, value in PRECISIONS.items()}
     rows = []
     for result in sorted(results, key=lambda result: -result.pace):
-        precision, quality = result.precision, result.faithfulness
-        preset = presets.get((precision.form, frozenset(precision.properties.items())))
+        quality = result.faithfulness
+        presets = [name for name, precision in PRECISIONS.items() if precision == result.precision]
+        notes = ["meets the rule" * result.enough, "fastest" * (result is best), *presets]
         rows.append(
             (
-                _name(precision),
+                result.name,
                 f"{quality.greedy:.2f} ±{quality.greedy_error:.2f}" if quality else "fails",
                 f"{100 * quality.top1:.1f} %" if quality else "fails",
                 f"{quality.delta:.3f}" if quality else "fails",
                 *(f"{result.rate(streams):.0f}" for streams in STREAMS),
                 f"{result.pace:.0f}",
-                "; ".join(
-                    note
-                    for note in ("meets the rule" * result.enough, "fastest" * (result is best), preset or "")
-                    if note
-                ),
+                "; ".join(note for note in notes if note),
             )
         )
     headers = ("weights and options", "greedy", "top-1", "|Δ logprob|", "tok/s at 1", "at 16", "at 64", "mean", "")
     return table(headers, rows)
 
 
-def _name(precision: Precision) -> str:
+def name_of(precision: Precision) -> str:
+    """Short, for the table."""
     short = {_HINT: "hint", _CACHE: "cache", _GROUP: "group"}
     values = {_WHOLE_ROW: "row"}
     options = (f"{short[name]} {values.get(value, value)}" for name, value in precision.properties.items())
@@ -241,21 +265,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3, help="speed runs of each candidate (default 3)")
     parser.add_argument("--only", default="", help="candidates whose name has this, like 'q8_0' or 'cache f16'")
+    parser.add_argument("--llama-server", metavar="URL", help="one that runs on the default model's file, for its row")
     arguments = parser.parse_args()
-    candidates = [candidate for candidate in CANDIDATES if arguments.only in _name(candidate)]
-    results = measure(candidates, arguments.rounds)
+    candidates = [candidate for candidate in CANDIDATES if arguments.only in name_of(candidate)]
+    results = measure(candidates, arguments.rounds, arguments.llama_server)
     print(machine_line() + "\n")
     print(report(results))
     best = winner(results)
     rows = [
         {
-            "weights": _name(result.precision),
+            "weights": result.name,
             "faithfulness": result.faithfulness and asdict(result.faithfulness),
             "tokens_per_second": {str(streams): result.rates[streams] for streams in STREAMS},
         }
         for result in results
     ]
-    finish("precision", {"winner": best and _name(best.precision), "rows": rows})
+    finish("precision", {"winner": best and best.name, "rows": rows})
 
 
 if __name__ == "__main__":

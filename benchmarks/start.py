@@ -1,6 +1,6 @@
 """How long a start takes, and how much is installed.
 
-- ``import causerie``: a fresh interpreter with it, less one without (medians).
+- ``import causerie`` in a fresh interpreter.
 - ``causerie serve`` on a warm cache: from the command to the first bytes of an answer, by a client that asks as
   soon as the port is open.
 - ``--install``: the size of a fresh environment with the default install, and whether torch came along. Takes a
@@ -26,15 +26,12 @@ ROOT = Path(__file__).resolve().parents[1]
 _REQUEST = b"POST /?max_tokens=8 HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 2\r\n\r\nHi"
 
 
-def import_seconds(rounds: int) -> list[float]:
-    """What ``import causerie`` adds to an interpreter's start, once per round."""
-    return [_run_seconds("import causerie") - _run_seconds("pass") for _ in range(rounds)]
+_IMPORT = "import time; begin = time.perf_counter(); import causerie; print(time.perf_counter() - begin)"
 
 
-def _run_seconds(program: str) -> float:
-    begin = time.perf_counter()
-    subprocess.run([sys.executable, "-c", program], check=True)
-    return time.perf_counter() - begin
+def import_seconds() -> float:
+    """What ``import causerie`` takes in a fresh interpreter."""
+    return float(subprocess.run([sys.executable, "-c", _IMPORT], check=True, capture_output=True, text=True).stdout)
 
 
 def first_answer_seconds() -> float:
@@ -103,8 +100,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--install", action="store_true", help="measure a fresh default install too")
     arguments = parser.parse_args()
-    _run_seconds("import causerie")
-    imports = import_seconds(arguments.rounds)
+    import_seconds()
+    imports = [import_seconds() for _ in range(arguments.rounds)]
     first_answer_seconds()
     answers = [first_answer_seconds() for _ in range(arguments.rounds)]
     rows: list[tuple[str, str]] = [

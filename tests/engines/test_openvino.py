@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from causerie.engines.base import EndReason, Engine
+from causerie.engines.base import EndReason, Engine, Update
 from causerie.engines.openvino import BLOCK, OpenVINOEngine
+from causerie.engines.stepping import Cancel, Command, Submit
 from causerie.models.folder import ModelFolder
 from causerie.models.precision import PRECISIONS
-from causerie.types import SamplingParams
+from causerie.types import SamplingParams, TokenLogprob
 from tests.engines.conformance import EngineConformance, Recorder
 
 pytestmark = pytest.mark.model
@@ -134,28 +135,51 @@ def test_a_prefilled_prompt_is_answered_as_one_that_was_not(table: MakeTable) ->
     assert len(desk.result(5)[1]) == len(cold[1])
 
 
-def test_two_that_branch_inside_a_cached_block_do_not_read_each_others_words(table: MakeTable) -> None:
-    sampling = SamplingParams(max_tokens=8, temperature=0.0, ignore_eos=True, logprobs=0)
-    stem = ids(0)
-    branches = {2: stem + ids(8, 5), 3: stem + ids(9, 5)}
-    alone = {}
-    for number, branch in branches.items():
-        quiet = table(256)
-        quiet.engine.submit(number, branch, sampling)
-        quiet.recorder.wait_ended(number)
-        alone[number] = quiet.recorder.logprobs(number)
-    desk = table(256)
-    desk.engine.submit(1, stem, SamplingParams(max_tokens=1, temperature=0.0))
-    desk.result(1)
-    with desk.engine._condition:  # So that both are there before the next step.
-        for number, branch in branches.items():
-            desk.engine.submit(number, branch, sampling)
-    for number in branches:
-        desk.result(number)
-        said = desk.recorder.logprobs(number)
-        # The first token only: later ones follow their own path once the arithmetic of a batch flips one.
-        assert said[0].id == alone[number][0].id
-        assert said[0].logprob == pytest.approx(alone[number][0].logprob, abs=0.15)
+class Hand:
+    """An engine whose steps the test takes itself, so that it decides what comes between which."""
+
+    def __init__(self, folder: ModelFolder) -> None:
+        self.engine = openvino(folder, 256)
+        self.engine._open()
+        self.said: dict[int, list[Update]] = {}
+
+    def step(self, *commands: Command) -> None:
+        for update in self.engine._advance(list(commands)):
+            self.said.setdefault(update.sequence, []).append(update)
+
+    def ids(self, number: int) -> list[int]:
+        return [id_ for update in self.said[number] for id_ in update.ids]
+
+    def first(self, number: int) -> TokenLogprob:
+        while number not in self.said:
+            self.step()
+        return self.said[number][0].logprobs[0]
+
+
+@pytest.mark.parametrize("end", ["by its limit", "by a cancel before", "by a cancel in the same gap"])
+def test_two_that_branch_inside_a_cached_block_do_not_read_each_others_words(
+    default_folder: ModelFolder, end: str
+) -> None:
+    hand, quiet = Hand(default_folder), Hand(default_folder)
+    hand.step(Submit(1, ids(0), SamplingParams(max_tokens=4, temperature=0.0, ignore_eos=True)))
+    while len(hand.ids(1)) < (4 if end == "by its limit" else 3):
+        hand.step()
+    between: list[Command] = [Cancel(1)] if end == "by a cancel in the same gap" else []
+    if end == "by a cancel before":
+        hand.step(Cancel(1))
+    stem = ids(0) + hand.ids(1)[:-1]
+    asked = SamplingParams(max_tokens=8, temperature=0.0, ignore_eos=True, logprobs=0)
+    branches = [Submit(2, stem + ids(8, 5), asked), Submit(3, stem + ids(9, 5), asked)]
+    hand.step(*between, *branches)
+    for branch in branches:
+        quiet.step(branch)
+        # The first token only: later ones go their own way once a batch's arithmetic flips one.
+        alone, found = quiet.first(branch.sequence), hand.first(branch.sequence)
+        assert found.id == alone.id
+        assert found.logprob == pytest.approx(alone.logprob, abs=0.15)
+    for used in (hand, quiet):
+        used.engine._abandon()
+        used.engine._close()
 
 
 def test_a_prompt_cancelled_while_it_is_read_leaves_no_half_read_blocks_behind(table: MakeTable) -> None:

@@ -49,10 +49,12 @@ class Fragile(SteppingEngine):
     def _busy(self) -> bool:
         return bool(self.sequences)
 
-    def _step(self) -> list[Update]:
+    def _step(self, updates: list[Update]) -> None:
         self._may_fail("step")
-        ended, self.sequences = self.sequences, []
-        return [Update(number, [7], ended=EndReason.STOP) for number in ended]
+        for number in self.sequences:
+            updates.append(Update(number, [7], ended=EndReason.STOP))
+            self._may_fail("within")
+        self.sequences = []
 
     def _abandon(self) -> list[int]:
         lost, self.sequences = self.sequences, []
@@ -91,6 +93,17 @@ def test_a_failure_ends_what_it_met_and_the_next_request_is_answered(
     assert where not in recorder.of(1)[-1].detail.split()
     assert end(fragile, recorder, 2) is EndReason.STOP
     assert fragile.opened == 2
+
+
+def test_what_a_failing_step_had_told_stands(engine: tuple[Fragile, Recorder]) -> None:
+    fragile, recorder = engine
+    fragile.fails = ["within"]
+    with fragile._condition:
+        fragile.submit(1, [1], GREEDY)
+        fragile.submit(2, [1], GREEDY)
+    recorder.wait_ended(1, 2)
+    recorder.check(1, 2)
+    assert (recorder.ends(1), recorder.ends(2)) == ([EndReason.STOP], [EndReason.ERROR])
 
 
 def test_an_engine_that_cannot_be_opened_again_fails_each_request_until_it_can(

@@ -64,6 +64,11 @@ class _Sequence:
     said: int = 0
     cancelled: bool = False
 
+    @property
+    def computed(self) -> list[int]:
+        """The ids whose keys and values are in the cache: a sampled token's are computed with the next one."""
+        return self.ids[:-1] if self.said else self.ids
+
 
 class OpenVINOEngine(SteppingEngine):
     """Runs an OpenVINO IR folder on the CPU.
@@ -142,8 +147,8 @@ class OpenVINOEngine(SteppingEngine):
         config.frequency_penalty = sampling.frequency_penalty
         if sampling.logprobs is not None:
             config.logprobs = 1
-        # The runtime refuses min_p 1, which leaves the most likely token alone: that is greedy.
-        config.do_sample = sampling.temperature > 0 and sampling.min_p < 1
+        # The runtime computes in float32 and refuses min_p 1, which leaves only the most likely token: greedy.
+        config.do_sample = sampling.temperature > 0 and np.float32(sampling.min_p) < 1
         if config.do_sample:
             config.temperature = sampling.temperature
             config.top_p = sampling.top_p
@@ -193,15 +198,17 @@ class OpenVINOEngine(SteppingEngine):
                 if sequence is not None and not sequence.cancelled:
                     sequence.cancelled = True
                     sequence.handle.cancel()
+                    # Now, not after the next step: its blocks are free for whoever is added before that.
+                    self._cache.computed(sequence.computed, ended=True)
                 waiting = [arrival for arrival in self._arrivals if arrival.sequence == number]
                 if waiting:
                     self._arrivals.remove(waiting[0])
                     return [Update(number, ended=EndReason.CANCELLED)]
         return []
 
-    def _admit(self) -> list[Update]:
+    def _admit(self, updates: list[Update]) -> None:
         """Add arrivals, in order, for as many prompt tokens as the next step may read."""
-        refused, left = [], []
+        left = []
         budget = self._prompt_tokens_per_step
         while self._arrivals and budget > 0:
             arrival = self._arrivals.popleft()
@@ -217,9 +224,8 @@ class OpenVINOEngine(SteppingEngine):
             except Exception as error:
                 self._cache.release(arrival.sequence)
                 detail = f"OpenVINO refused it: {_last_line(error)}"
-                refused.append(Update(arrival.sequence, ended=EndReason.ERROR, detail=detail))
+                updates.append(Update(arrival.sequence, ended=EndReason.ERROR, detail=detail))
         self._arrivals.extendleft(reversed(left))
-        return refused
 
     def _add(self, number: int, prompt: Sequence[int], sampling: SamplingParams | None) -> _Sequence:
         only_read = sampling is None
@@ -231,20 +237,19 @@ class OpenVINOEngine(SteppingEngine):
     def _stops(self, sampling: SamplingParams) -> frozenset[int]:
         return sampling.stop_token_ids if sampling.ignore_eos else sampling.stop_token_ids | self._eos
 
-    def _step(self) -> list[Update]:
-        updates = self._admit()
+    def _step(self, updates: list[Update]) -> None:
+        self._admit(updates)
         self._pipeline.step()
-        for number, sequence in self._sequences.items():
+        for number in list(self._sequences):
+            sequence = self._sequences[number]
             update = self._read(number, sequence)
             if update is not None:
-                updates.append(update)
                 self._note(sequence, update)
-        for update in updates:
-            if update.ended is not None:
-                self._sequences.pop(update.sequence, None)
+                updates.append(update)
+                if update.ended is not None:
+                    del self._sequences[number]
         if not self._sequences or self._steps % 16 == 0:
             self._kv_usage = self._pipeline.get_metrics().cache_usage / 100
-        return updates
 
     def _note(self, sequence: _Sequence, update: Update) -> None:
         """Keep the mirror of the cache up to date: when a prompt has been read, and when its sequence ends."""
@@ -254,9 +259,7 @@ class OpenVINOEngine(SteppingEngine):
         if first:
             self._cache.release(update.sequence)
         if first or update.ended is not None:
-            # The keys and values of the last token are computed with the next one.
-            known = sequence.ids[:-1] if update.ids else sequence.ids
-            self._cache.computed(known, ended=update.ended is not None)
+            self._cache.computed(sequence.computed, ended=update.ended is not None)
 
     def _read(self, number: int, sequence: _Sequence) -> Update | None:
         handle = sequence.handle

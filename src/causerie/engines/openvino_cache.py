@@ -21,8 +21,9 @@ _OpenEnd: TypeAlias = tuple[int, _Tail]
 class CacheMirror:
     """Follows the cache's ``capacity`` blocks of ``block`` tokens by what was computed last.
 
-    It may be wrong about what was evicted: then a request costs more or waits a step longer than it had to, and
-    no text changes. So it is not a source for ``cached_tokens``. ``known`` may be called from any thread.
+    It may believe that something is cached which was evicted: then a request costs more or waits a step longer than
+    it had to, and no text changes. So it is not a source for ``cached_tokens``. What must never be missing from it is
+    an ended sequence's open end. ``known`` may be called from any thread.
     """
 
     def __init__(self, block: int, capacity: int) -> None:

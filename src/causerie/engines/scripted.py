@@ -162,16 +162,17 @@ class ScriptedEngine(SteppingEngine):
         self._sequences.clear()
         return numbers
 
-    def _step(self) -> list[Update]:
+    def _step(self, updates: list[Update]) -> None:
         if self._permits is not None:
             self._permits.acquire()
         if self._step_seconds:
             self._pace.wait(self._step_seconds)
-        updates = [update for number in list(self._sequences) if (update := self._step_one(number)) is not None]
-        for update in updates:
-            if update.ended is not None:
-                del self._sequences[update.sequence]
-        return updates
+        for number in list(self._sequences):
+            update = self._step_one(number)
+            if update is not None:
+                updates.append(update)
+                if update.ended is not None:
+                    del self._sequences[number]
 
     def _step_one(self, number: int) -> Update | None:
         sequence = self._sequences[number]

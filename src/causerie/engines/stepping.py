@@ -69,8 +69,12 @@ class SteppingEngine(ABC):
         """Whether a step would do anything."""
 
     @abstractmethod
-    def _step(self) -> list[Update]:
-        """Advance every sequence once. Where a hook raises, all end as ERROR; ``_open`` comes before the next."""
+    def _step(self, updates: list[Update]) -> None:
+        """Advance every sequence once, and add what each gained to ``updates``.
+
+        Where a hook raises, what was added is delivered, all that has not ended ends as ERROR, and ``_open`` comes
+        before the next step.
+        """
 
     @abstractmethod
     def _abandon(self) -> list[int]:
@@ -155,12 +159,13 @@ class SteppingEngine(ABC):
                 updates.extend(self._apply(commands[0]))
                 commands.pop(0)
             if self._busy():
-                updates.extend(self._step())
+                self._step(updates)
                 self._steps += 1
         except Exception:
             logger.exception("the engine failed; its sequences end, and it is opened anew with the next one")
             unseen = [command.sequence for command in commands if isinstance(command, Submit)]
-            lost = dict.fromkeys([*self._abandon(), *unseen])
+            told = {update.sequence for update in updates if update.ended is not None}
+            lost = [number for number in dict.fromkeys([*self._abandon(), *unseen]) if number not in told]
             updates.extend(Update(sequence, ended=EndReason.ERROR, detail=_LOST) for sequence in lost)
             with contextlib.suppress(Exception):
                 self._close()

@@ -185,10 +185,13 @@ class TransformersEngine(SteppingEngine):
         self._logprobs = dict(zip(numbers, logprobs, strict=True))
         return ids
 
-    def _step(self) -> list[Update]:
+    def _step(self, updates: list[Update]) -> None:
         assert self._batcher is not None
         self._forgetting = False
-        return [update for part in self._batcher.step() if (update := self._update(part)) is not None]
+        for part in self._batcher.step():
+            update = self._update(part)
+            if update is not None:
+                updates.append(update)
 
     def _forget(self, number: int) -> None:
         assert self._batcher is not None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import select
 import time
@@ -234,25 +233,11 @@ class TestContextWindow:
         body = orjson.dumps(chat_body(text))
         stalls = []
         for _ in range(3):
-            heart = Heart()
-            beating = asyncio.run_coroutine_threadsafe(heart.beat(), real.loop)
-            answer = real.connect(timeout=60).request("POST", "/v1/chat/completions", body).answer()
-            beating.cancel()
+            with real.heart() as heart:
+                answer = real.connect(timeout=60).request("POST", "/v1/chat/completions", body).answer()
             assert answer.status == 400
             assert answer.error["code"] == "context_length_exceeded"
             stalls.append(heart.longest_stall)
             if stalls[-1] < 0.05:
                 return
         raise AssertionError(f"the event loop stood still for {min(stalls):.3f} s")
-
-
-class Heart:
-    """Beats on a loop, and knows for how long, in seconds, it was kept from beating."""
-
-    longest_stall = 0.0
-
-    async def beat(self) -> None:
-        while True:
-            before = time.perf_counter()
-            await asyncio.sleep(0.002)
-            self.longest_stall = max(self.longest_stall, time.perf_counter() - before - 0.002)

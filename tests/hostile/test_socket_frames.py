@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import struct
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 
 import pytest
 
@@ -200,6 +201,21 @@ def test_flood_is_bounded_in_memory_and_hurts_nobody(process: ServeProcess, piec
         flood(socket, piece, total)
         assert memory_peak(process.pid) - before < 16 * MIB
         assert "You said: Hi" in other.turn("Hi")
+
+
+@pytest.mark.parametrize("piece", [frame(PING), frame(PONG), text(b"")], ids=["pings", "pongs", "turns"])
+def test_flood_of_the_smallest_frames_leaves_others_their_turn(steady: Served, piece: bytes) -> None:
+    """Case 37, promise 3. The best of five, since the machine may be busy otherwise."""
+    stalls = []
+    for _ in range(5):
+        with steady.heart() as heart, suppress(ConnectionError), steady.socket() as socket:
+            socket.send(piece * 40_000 + frame(CLOSE, b"\x03\xe8"))
+            while socket.frame()[0] != CLOSE:
+                pass
+        stalls.append(heart.longest_stall)
+        if stalls[-1] < 0.05:
+            return
+    raise AssertionError(f"the event loop stood still for {min(stalls):.3f} s")
 
 
 def test_pings_are_answered_in_order_while_an_answer_streams(serve: Serve) -> None:

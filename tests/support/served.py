@@ -77,6 +77,18 @@ class Watch:
         self._deliver(updates)
 
 
+class Heart:
+    """Beats on a loop, and knows for how long, in seconds, it was kept from beating."""
+
+    longest_stall = 0.0
+
+    async def beat(self) -> None:
+        while True:
+            before = time.perf_counter()
+            await asyncio.sleep(0.002)
+            self.longest_stall = max(self.longest_stall, time.perf_counter() - before - 0.002)
+
+
 class Served:
     """A server that runs, its service, and clients for it. Made by ``served``."""
 
@@ -156,6 +168,16 @@ class Served:
             return call()
 
         return asyncio.run_coroutine_threadsafe(calling(), self.loop).result(10)
+
+    @contextmanager
+    def heart(self) -> Iterator[Heart]:
+        """Something that beats on the server's event loop meanwhile."""
+        heart = Heart()
+        beating = asyncio.run_coroutine_threadsafe(heart.beat(), self.loop)
+        try:
+            yield heart
+        finally:
+            beating.cancel()
 
     def sing(self) -> str:
         """The canary's greedy answer."""

@@ -21,6 +21,10 @@ MAX_HEADER_BYTES = 64 * 1024
 """Of a request's line and headers together."""
 MAX_FRAGMENTS = 4096
 """Of one WebSocket message."""
+PARSED_AT_ONCE = 16 * 1024
+"""Bytes from one WebSocket between which others get their turn: a few thousand of the smallest frames."""
+MAX_UNPARSED = 1024 * 1024
+"""Bytes from one WebSocket that may wait to be parsed."""
 LINGER = 30.0
 """Seconds for a client to take the rest of what was sent once its connection is to close."""
 
@@ -132,6 +136,40 @@ class SocketProtocol(WebSocketsSansIOProtocol):
     """WebSocket with capped fragments and unread pongs; the app gets the connection as an ASGI extension."""
 
     _end: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._unparsed = bytearray()
+
+    def data_received(self, data: bytes) -> None:
+        if not self._unparsed and len(data) <= PARSED_AT_ONCE:
+            super().data_received(data)
+            return
+        waiting = bool(self._unparsed)
+        self._unparsed += data
+        if len(self._unparsed) > MAX_UNPARSED:
+            self.transport.abort()
+        elif not waiting:
+            self._parse_some()
+
+    def _parse_some(self) -> None:
+        if self.transport.is_closing():
+            self._unparsed.clear()
+            return
+        piece = bytes(self._unparsed[:PARSED_AT_ONCE])
+        super().data_received(piece)
+        del self._unparsed[:PARSED_AT_ONCE]
+        if self._unparsed:
+            self.transport.pause_reading()
+            self.loop.call_soon(self._parse_some)
+        elif not self.read_paused:
+            self.transport.resume_reading()
+
+    async def receive(self) -> Any:
+        message = await super().receive()
+        if self._unparsed:  # uvicorn has resumed reading, but what was read already comes first.
+            self.transport.pause_reading()
+        return message
 
     def handle_connect(self, event: Request) -> None:
         super().handle_connect(event)

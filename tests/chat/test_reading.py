@@ -114,10 +114,13 @@ def test_a_cancelled_prompt_is_cancelled_in_the_engine_and_read_no_further() -> 
     waiting = room.begin("b", range(1000, 1200))
     assert first is not None
     assert waiting is not None
-    room.reader.cancel(first)
-    room.reader.cancel(waiting)
+    stopped: list[str] = []
+    room.reader.cancel(first, lambda: stopped.append("a"))
+    room.reader.cancel(waiting, lambda: stopped.append("b"))
     assert room.desk.cancelled == [1]
+    assert stopped == ["b"], "the engine still reads the other one"
     room.finish_piece(EndReason.CANCELLED)
+    assert stopped == ["b", "a"]
     assert (room.ready, room.progress, len(room.desk.pieces)) == ([], {}, 1)
 
 

@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 from causerie.chat.build import scripted_service
+from causerie.chat.choice import Choice
 from causerie.chat.log import ResponseLog
 from causerie.chat.service import ChatService
 from causerie.config import Settings
-from causerie.engines.base import Update
+from causerie.engines.base import EndReason, Update
 from causerie.engines.scripted import OutOfBlocks, Script, ScriptedEngine
 from causerie.errors import (
     ContextLengthExceeded,
@@ -37,7 +38,9 @@ from causerie.types import (
     FinishReason,
     GenerationRequest,
     Message,
+    Part,
     PrefillProgress,
+    Prompt,
     Queued,
     SamplingParams,
     Started,
@@ -312,6 +315,8 @@ async def test_leaving_while_the_prompt_is_being_read_frees_everything() -> None
         permits.release(3)
         await until(lambda: service.engine.stats().steps >= 3)
         await reader.aclose()
+        assert log.ended
+        assert service.running == 1, "the piece in flight still holds blocks"
         permits.release(100)
         await until(lambda: service.engine.stats().running == 0 and service.running == 0)
         assert service.engine.stats().steps < 8
@@ -368,6 +373,62 @@ async def test_draining_past_its_deadline_fails_what_is_left_running_or_waiting(
             assert isinstance(found[-1], Failed)
             assert isinstance(found[-1].error, ShuttingDown)
         await until(lambda: service.engine.stats().running == 0)
+
+
+async def test_one_whose_prompt_is_being_encoded_when_the_server_ends_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with serving() as service:
+        encoding, go_on = threading.Event(), threading.Event()
+        real = service.text.encode
+
+        def slow(prompt: Prompt, *, limit: int | None = None) -> list[int]:
+            encoding.set()
+            go_on.wait(10)
+            return real(prompt, limit=limit)
+
+        monkeypatch.setattr(service.text, "encode", slow)
+        creating = asyncio.ensure_future(service.create(request("x" * 5000)))
+        await asyncio.to_thread(encoding.wait, 10)
+        draining = asyncio.ensure_future(service.drain(0.02))
+        await draining
+        go_on.set()
+        with pytest.raises(ShuttingDown):
+            await creating
+        assert (service.running, service.waiting) == (0, 0)
+
+
+async def test_what_goes_wrong_with_one_response_ends_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serving(lambda _: b"hello", engine={"step_seconds": 0.005}) as service:
+        bad, good = await service.create(request(name="bad")), await service.create(request(name="good"))
+        real = Choice.advance
+
+        def advance(choice: Choice, update: Update) -> Part | None:
+            response, _ = service._sequences.get(update.sequence, (None, None))
+            if response is not None and response.log is bad and len(choice.ids) == 2:
+                raise ZeroDivisionError
+            return real(choice, update)
+
+        monkeypatch.setattr(Choice, "advance", advance)
+        found, other = await asyncio.gather(events(bad), events(good))
+        assert isinstance(found[-1], Failed)
+        assert "ZeroDivision" not in str(found[-1].error)
+        assert text_of(other) == "hello"
+        await until(lambda: service.running == 0)
+
+
+async def test_text_that_comes_with_a_failure_is_delivered_before_it() -> None:
+    async with serving(forever, engine={"step_seconds": 0.001}) as service:
+        log = await service.create(request(max_tokens=8000))
+        reader = log.reader()
+        await until(lambda: any(isinstance(event, TextDelta) for event in log._events))
+        (sequence,) = service._sequences
+        service._on_step([Update(sequence, b"!", ended=EndReason.OUT_OF_MEMORY)])
+        assert text_of(log._events).endswith("!")
+        assert isinstance(log._events[-1], Failed)
+        assert log._events[-1].usage.completion_tokens == len(text_of(log._events))
+        service.engine.cancel(sequence)
+        await reader.aclose()
 
 
 async def test_stopping_the_engine_ends_what_runs_as_failed() -> None:

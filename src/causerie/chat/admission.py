@@ -115,15 +115,16 @@ class Admission:
     def _grant(self) -> None:
         self._blocked = False
         for ticket in [ticket for ticket in self._waiting if ticket.on_granted is not None]:
+            # A callback may have released it, or granted it by releasing another.
+            if ticket not in self._waiting:
+                continue
             if (
                 self.sequences_running + ticket.sequences > self.max_sequences
                 or self.kv_tokens_reserved + ticket.kv_tokens > self.kv_tokens
             ):
                 self._blocked = True
                 return
-            # A callback may have released it, or granted it by releasing another.
-            if ticket in self._waiting:
-                self._start(ticket)
+            self._start(ticket)
 
     def _start(self, ticket: Ticket) -> None:
         del self._waiting[ticket]

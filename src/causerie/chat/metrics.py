@@ -90,8 +90,8 @@ class Metrics:
         self._first_token.observe(seconds)
 
     def tokens(self, count: int, gap_seconds: float | None = None) -> None:
-        """``count`` tokens came, each ``gap_seconds`` after its choice's last; None for a first one."""
-        self._tokens.add(count, gap_seconds)
+        """``count`` tokens came together, ``gap_seconds`` after their choice's last; None for the first ones."""
+        self._tokens.add(count, None if gap_seconds is None else gap_seconds / count)
 
     def finished(self, reason: FinishReason, prompt_tokens: int, completion_tokens: int, seconds: float) -> None:
         """A request that was submitted ended, after ``seconds``; ``completion_tokens`` of all its choices."""

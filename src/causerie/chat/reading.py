@@ -73,13 +73,14 @@ class PromptReader:
         self._next_piece()
         return reading
 
-    def cancel(self, reading: Reading) -> None:
-        """Read no more of it; neither of its callbacks is called any more."""
+    def cancel(self, reading: Reading, on_stopped: Callable[[], None]) -> None:
+        """Read no more of it. Its callbacks are not called any more; ``on_stopped`` is, once the engine is done."""
         if reading in self._turns:
             self._turns.remove(reading)
+            on_stopped()
         elif reading is self._in_flight and reading.sequence is not None:
             reading.on_progress = lambda _: None
-            reading.on_ready = lambda _: None
+            reading.on_ready = lambda _: on_stopped()
             reading.until = 0
             self._engine.cancel(reading.sequence)
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Protocol
 
 from causerie.chat.admission import Ticket
 from causerie.chat.choice import Choice
+from causerie.chat.intake import Encoded
 from causerie.chat.log import ResponseLog
 from causerie.chat.metrics import Metrics
 from causerie.chat.reading import PromptReader, Reading
@@ -29,6 +32,8 @@ from causerie.types import (
     TextDelta,
     Usage,
 )
+
+logger = logging.getLogger("causerie.chat")
 
 
 class Owner(Protocol):
@@ -58,23 +63,23 @@ class Response:
         request: GenerationRequest,
         log: ResponseLog,
         ticket: Ticket,
-        ids: Sequence[int],
+        prompt: Encoded,
         sampling: SamplingParams,
-        dropped_messages: int,
+        arrived: float,
     ) -> None:
         self.log = log
         self._owner = owner
         self._request = request
         self._ticket = ticket
-        self._ids = ids
+        self._ids = prompt.ids
         self._sampling = sampling
-        self._dropped = dropped_messages
+        self._dropped = prompt.dropped_messages
         self._reading: Reading | None = None
         self._choices: list[Choice] = []
         self._open: set[int] = set()
         self._parts: list[Part] = []
         self._cached: int | None = None
-        self._created = time.perf_counter()
+        self._arrived = arrived
         self._said_first = False
 
     def enqueue(self) -> None:
@@ -95,7 +100,7 @@ class Response:
         return Usage(len(self._ids), sum(len(choice.ids) for choice in self._choices), self._cached)
 
     def _begin(self) -> None:
-        self._owner.metrics.queue_time(time.perf_counter() - self._created)
+        self._owner.metrics.queue_time(time.perf_counter() - self._arrived)
         self._reading = self._owner.reader.begin(
             self._ids, whole=self._request.n > 1, on_progress=self._progress, on_ready=self._read
         )
@@ -131,6 +136,8 @@ class Response:
             if update.ended in (None, EndReason.STOP, EndReason.LENGTH):
                 self._advance(choice, update, now)
             else:
+                if update.ids:
+                    self._advance(choice, replace(update, ended=None), now)
                 self.flush()
                 self.fail(_error(update))
         if update.ended is not None:
@@ -142,7 +149,7 @@ class Response:
             if not self._said_first:
                 self._said_first = True
                 self._cached = update.cached_tokens
-                metrics.first_token(now - self._created)
+                metrics.first_token(now - self._arrived)
             last, choice.last_time = choice.last_time, now
             metrics.tokens(len(update.ids), None if last is None else now - last)
         part = choice.advance(update)
@@ -161,6 +168,15 @@ class Response:
         reasons = tuple(choice.reason for choice in self._choices if choice.reason is not None)
         if reasons and len(reasons) == self._request.n:
             self._end(Finished(reasons, self._usage), reasons[0])
+
+    @contextmanager
+    def contained(self) -> Iterator[None]:
+        """Let what goes wrong with this response be its own end, and no other's."""
+        try:
+            yield
+        except Exception:
+            logger.exception("response %s failed inside the service", self.log.id)
+            self.fail(EngineError("The server failed while it was writing this answer."))
 
     def cancel(self, cause: CancelCause) -> None:
         """End it for its readers now; the engine follows within a step."""
@@ -182,15 +198,18 @@ class Response:
 
     def _end(self, terminal: Finished | Failed, reason: FinishReason) -> None:
         if self._reading is not None:
-            self._owner.reader.cancel(self._reading)
-            self._reading = None
+            self._owner.reader.cancel(self._reading, self._stop_reading)
         for choice in self._choices:
             if choice.sequence in self._open and choice.reason is None:
                 self._owner.engine.cancel(choice.sequence)
         usage = terminal.usage
-        seconds = time.perf_counter() - self._created
+        seconds = time.perf_counter() - self._arrived
         self._owner.metrics.finished(reason, usage.prompt_tokens, usage.completion_tokens, seconds)
         self.log.append(terminal)
+        self._settle()
+
+    def _stop_reading(self) -> None:
+        self._reading = None
         self._settle()
 
     def _close(self, choice: Choice) -> None:
@@ -200,7 +219,7 @@ class Response:
         self._settle()
 
     def _settle(self) -> None:
-        if self.log.ended and not self._open:
+        if self.log.ended and not self._open and self._reading is None:
             self._ticket.release()
             self._owner.settled(self)
 

@@ -12,11 +12,10 @@ import logging
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields, replace
 
 from causerie.chat.admission import Admission, Ticket
 from causerie.chat.choice import Choice
-from causerie.chat.conversation import without_oldest_turn
+from causerie.chat.intake import Encoded, Intake, characters
 from causerie.chat.log import ResponseLog
 from causerie.chat.metrics import Metrics
 from causerie.chat.reading import PromptReader
@@ -25,15 +24,12 @@ from causerie.config import Settings
 from causerie.engines.base import Engine, EngineInfo, Update
 from causerie.errors import (
     CauserieError,
-    ContextLengthExceeded,
     DuplicateRequest,
-    InvalidRequest,
     Overloaded,
     ShuttingDown,
-    UnsupportedParameter,
 )
 from causerie.text.model import TextModel
-from causerie.types import CancelCause, ChatPrompt, GenerationRequest, Prompt, SamplingParams, TextPrompt
+from causerie.types import CancelCause, GenerationRequest, SamplingParams, TextPrompt
 
 logger = logging.getLogger("causerie.chat")
 
@@ -65,12 +61,14 @@ class ChatService:
         self._responses: dict[str, Response | None] = {}
         self._sequences: dict[int, tuple[Response, Choice]] = {}
         self._lingering: dict[ResponseLog, None] = {}
+        self._intake = Intake(text, info, settings)
         self._encoders = ThreadPoolExecutor(2, thread_name_prefix="causerie-encode")
         self._loop: asyncio.AbstractEventLoop | None = None
         self._idle: asyncio.Future[None] | None = None
         self._probe: tuple[int, asyncio.Future[None]] | None = None
         self._started = False
         self._draining = False
+        self._ended = False
         self.metrics.watch(
             running=lambda: self._admission.sequences_running,
             waiting=lambda: self._admission.waiting,
@@ -144,15 +142,18 @@ class ChatService:
             self.metrics.rejected(error.code)
             raise
         try:
-            self._check_parameters(request)
-            ids, dropped = await self._encode(request, ticket)
-            sampling = self._fit(request, len(ids))
+            arrived = time.perf_counter()
+            self._intake.check(request)
+            prompt = await self._encode(request, ticket)
+            if self._ended:
+                raise ShuttingDown("The server shut down before this request was begun.", retry_after=5)
+            sampling = self._intake.fit(request, len(prompt.ids))
             log = ResponseLog(
                 request.id,
                 on_cancel=lambda cause: response.cancel(cause),
                 on_abandoned=self._abandoned,
             )
-            response = Response(self, request, log, ticket, ids, sampling, dropped)
+            response = Response(self, request, log, ticket, prompt, sampling, arrived)
             self._responses[request.id] = response
             response.enqueue()
         except BaseException as error:
@@ -216,77 +217,21 @@ class ChatService:
         log.cancel(CancelCause.CLIENT)
 
     def _fail_all(self) -> None:
+        self._ended = True
         for response in list(self._responses.values()):
             if response is not None:
                 response.fail(ShuttingDown("The server shut down before this answer was finished.", retry_after=5))
 
-    async def _encode(self, request: GenerationRequest, ticket: Ticket) -> tuple[list[int], int]:
-        reserve = min(request.sampling.max_tokens, self.info.context_window // 4)
-        if _characters(request.prompt) < _ENCODE_INLINE:
-            return self._encode_fitting(request.prompt, reserve)
-        future = asyncio.get_running_loop().run_in_executor(
-            self._encoders, self._encode_fitting, request.prompt, reserve
-        )
+    async def _encode(self, request: GenerationRequest, ticket: Ticket) -> Encoded:
+        if characters(request.prompt) < _ENCODE_INLINE:
+            return self._intake.encode(request)
+        future = asyncio.get_running_loop().run_in_executor(self._encoders, self._intake.encode, request)
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
             # The thread cannot be stopped; releasing the place before would let a hasty client pile threads up.
             future.add_done_callback(lambda done: _release_after(done, ticket))
             raise
-
-    def _encode_fitting(self, prompt: Prompt, reserve: int) -> tuple[list[int], int]:
-        """The prompt's ids, and how many of its oldest messages were left out to keep ``reserve`` tokens free."""
-        window = self.info.context_window
-        if not isinstance(prompt, ChatPrompt) or prompt.overflow == "error":
-            return self.text.encode(prompt, limit=window), 0
-        messages = prompt.messages
-        while True:
-            shorter = without_oldest_turn(messages)
-            try:
-                ids = self.text.encode(ChatPrompt(messages), limit=window if shorter is None else window - reserve)
-                return ids, len(prompt.messages) - len(messages)
-            except ContextLengthExceeded:
-                if shorter is None:
-                    raise
-                messages = shorter
-
-    def _check_parameters(self, request: GenerationRequest) -> None:
-        sampling, info = request.sampling, self.info
-        for field in fields(SamplingParams):
-            if field.name == "max_tokens" or field.name in info.parameters:
-                continue
-            if getattr(sampling, field.name) != field.default:
-                raise UnsupportedParameter(
-                    f"The {info.name} engine cannot honour '{field.name}'. Leave it out, or serve the model with "
-                    "another engine.",
-                    param=field.name,
-                )
-        if sampling.logprobs is not None and sampling.logprobs > info.top_logprobs:
-            raise UnsupportedParameter(
-                f"The {info.name} engine reports at most {info.top_logprobs} alternatives per token, not "
-                f"{sampling.logprobs}; the sampled token's own log-probability needs none.",
-                param="top_logprobs",
-            )
-        limit = self.settings.max_output_tokens
-        if limit is not None and sampling.max_tokens > limit:
-            raise InvalidRequest(
-                f"'max_tokens' is {sampling.max_tokens}, but this server allows at most {limit}.", param="max_tokens"
-            )
-
-    def _fit(self, request: GenerationRequest, prompt_tokens: int) -> SamplingParams:
-        """The sampling parameters with the output limit lowered to what the context window leaves."""
-        window = self.info.context_window
-        left = window - prompt_tokens
-        if left < 1:
-            param = "messages" if isinstance(request.prompt, ChatPrompt) else "prompt"
-            raise ContextLengthExceeded(prompt_tokens, window, param=param)
-        sampling = replace(request.sampling, max_tokens=min(request.sampling.max_tokens, left))
-        if sampling.min_tokens > sampling.max_tokens:
-            raise InvalidRequest(
-                f"'min_tokens' is {sampling.min_tokens}, but at most {sampling.max_tokens} can be generated here.",
-                param="min_tokens",
-            )
-        return sampling
 
     def _deliver(self, updates: Sequence[Update]) -> None:
         """On the engine's thread: hand a whole step to the loop."""
@@ -307,10 +252,12 @@ class ChatService:
             response, choice = found
             if update.ended is not None:
                 del self._sequences[update.sequence]
-            response.update(choice, update, now)
+            with response.contained():
+                response.update(choice, update, now)
             touched[response] = None
         for response in touched:
-            response.flush()
+            with response.contained():
+                response.flush()
 
     def _on_other(self, update: Update) -> None:
         if self._probe is not None and self._probe[0] == update.sequence:
@@ -322,17 +269,7 @@ class ChatService:
             self.reader.update(update)
 
 
-def _release_after(encoding: asyncio.Future[tuple[list[int], int]], ticket: Ticket) -> None:
+def _release_after(encoding: asyncio.Future[Encoded], ticket: Ticket) -> None:
     ticket.release()
     if not encoding.cancelled():
         encoding.exception()  # Looked at, so that asyncio does not complain: nobody waits for it any more.
-
-
-def _characters(prompt: Prompt) -> int:
-    match prompt:
-        case ChatPrompt(messages):
-            return sum(len(message.content) for message in messages)
-        case TextPrompt(text):
-            return len(text)
-        case _:
-            return 0

@@ -1,0 +1,103 @@
+"""From a request to what an engine can take: its parameters checked, its prompt as ids, its output limit fitted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+from causerie.chat.conversation import without_oldest_turn
+from causerie.config import Settings
+from causerie.engines.base import EngineInfo
+from causerie.errors import ContextLengthExceeded, InvalidRequest, UnsupportedParameter
+from causerie.text.model import TextModel
+from causerie.types import ChatPrompt, GenerationRequest, Prompt, SamplingParams, TextPrompt
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A prompt's ids, and how many of its oldest messages were left out to make room for an answer."""
+
+    ids: list[int]
+    dropped_messages: int = 0
+
+
+class Intake:
+    """What one model and engine can take. Its methods may be called from any thread."""
+
+    def __init__(self, text: TextModel, info: EngineInfo, settings: Settings) -> None:
+        self._text = text
+        self._info = info
+        self._max_output_tokens = settings.max_output_tokens
+
+    def check(self, request: GenerationRequest) -> None:
+        """Raises UnsupportedParameter or InvalidRequest for what can be told without the prompt."""
+        sampling, info = request.sampling, self._info
+        for field in fields(SamplingParams):
+            if field.name == "max_tokens" or field.name in info.parameters:
+                continue
+            if getattr(sampling, field.name) != field.default:
+                raise UnsupportedParameter(
+                    f"The {info.name} engine cannot honour '{field.name}'. Leave it out, or serve the model with "
+                    "another engine.",
+                    param=field.name,
+                )
+        if sampling.logprobs is not None and sampling.logprobs > info.top_logprobs:
+            raise UnsupportedParameter(
+                f"The {info.name} engine reports at most {info.top_logprobs} alternatives per token, not "
+                f"{sampling.logprobs}; the sampled token's own log-probability needs none.",
+                param="top_logprobs",
+            )
+        limit = self._max_output_tokens
+        if limit is not None and sampling.max_tokens > limit:
+            raise InvalidRequest(
+                f"'max_tokens' is {sampling.max_tokens}, but this server allows at most {limit}.", param="max_tokens"
+            )
+
+    def encode(self, request: GenerationRequest) -> Encoded:
+        """The prompt as ids. Raises InvalidRequest, or ContextLengthExceeded for more than the window.
+
+        Where the prompt's oldest turns may be left out, that is done until a quarter of the window, or the
+        output limit if it is less, is free for the answer; the last turn alone may use that room.
+        """
+        prompt, window = request.prompt, self._info.context_window
+        if not isinstance(prompt, ChatPrompt) or prompt.overflow == "error":
+            return Encoded(self._text.encode(prompt, limit=window))
+        reserve = min(request.sampling.max_tokens, window // 4)
+        messages = prompt.messages
+        while True:
+            shorter = without_oldest_turn(messages)
+            try:
+                ids = self._text.encode(ChatPrompt(messages), limit=window if shorter is None else window - reserve)
+                return Encoded(ids, len(prompt.messages) - len(messages))
+            except ContextLengthExceeded:
+                if shorter is None:
+                    raise
+                messages = shorter
+
+    def fit(self, request: GenerationRequest, prompt_tokens: int) -> SamplingParams:
+        """The sampling parameters with the output limit lowered to what the context window leaves.
+
+        Raises ContextLengthExceeded where that is nothing, InvalidRequest where it is less than ``min_tokens``.
+        """
+        window = self._info.context_window
+        left = window - prompt_tokens
+        if left < 1:
+            param = "messages" if isinstance(request.prompt, ChatPrompt) else "prompt"
+            raise ContextLengthExceeded(prompt_tokens, window, param=param)
+        sampling = replace(request.sampling, max_tokens=min(request.sampling.max_tokens, left))
+        if sampling.min_tokens > sampling.max_tokens:
+            raise InvalidRequest(
+                f"'min_tokens' is {sampling.min_tokens}, but at most {sampling.max_tokens} can be generated here.",
+                param="min_tokens",
+            )
+        return sampling
+
+
+def characters(prompt: Prompt) -> int:
+    """How much text there is to encode."""
+    match prompt:
+        case ChatPrompt(messages):
+            return sum(len(message.content) for message in messages)
+        case TextPrompt(text):
+            return len(text)
+        case _:
+            return 0

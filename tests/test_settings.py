@@ -39,6 +39,7 @@ def test_the_nearer_source_wins(tmp_path: Path) -> None:
         ({"max_batch_size": "many"}, {}, "", "--max-batch-size"),
         ({}, {"CAUSERIE_HEARTBEAT": "0"}, "", "CAUSERIE_HEARTBEAT"),
         ({}, {"CAUSERIE_ENGINE": "steam"}, "", "CAUSERIE_ENGINE"),
+        ({}, {"CAUSERIE_MAX_BATCHSIZE": "4"}, "", "CAUSERIE_MAX_BATCHSIZE. Did you mean max_batch_size?"),
         ({}, {}, "port: -1", "'port' in causerie.yaml"),
         ({}, {}, "max_batchsize: 5", "'max_batchsize' in causerie.yaml"),
     ],
@@ -49,6 +50,11 @@ def test_a_bad_value_is_named_with_its_source(
     with pytest.raises(ConfigError) as caught:
         load_settings(flags, file=write(tmp_path, yaml), environ=environ)
     assert named in str(caught.value)
+
+
+def test_variables_that_are_no_settings_are_left_alone() -> None:
+    environ = {"CAUSERIE_CACHE": "/x", "CAUSERIE_CONFIG": "y", "CAUSERIE_SERVER": "z", "PORT": "1"}
+    assert load_settings(environ=environ) == Settings()
 
 
 @pytest.mark.parametrize("text", ["- a list", "just text", "port: [", "\x00"])

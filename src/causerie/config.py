@@ -7,6 +7,7 @@ given nearer to the command wins: flag, then environment, then file, then defaul
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from causerie.errors import ConfigError
 
 ENV_PREFIX = "CAUSERIE_"
+OTHER_VARIABLES = frozenset({"cache", "config", "server"})
+"""Variables of ours that are no settings of the server: where models are kept, the settings file, ``ask``'s server."""
 
 
 class Settings(BaseModel):
@@ -36,7 +39,8 @@ class Settings(BaseModel):
     )
     precision: Literal["balanced", "exact", "fast"] = Field(
         default="balanced",
-        description="Trade of speed against faithfulness to the model's weights; docs/precision.md has the table.",
+        description="Trade of speed against faithfulness to the model's weights; docs/precision.md has the table. "
+        "For OpenVINO; the transformers engine computes in the form that the weights have.",
     )
     host: str = Field(default="127.0.0.1", description="Address to listen on.")
     port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
@@ -92,18 +96,17 @@ def load_settings(
     sources: dict[str, tuple[str, Any]] = {}
     for key, value in _read_yaml(file).items():
         sources[str(key)] = (f"{key!r} in {file.name if file else ''}", value)
-    for name in Settings.model_fields:
-        variable = ENV_PREFIX + name.upper()
-        if variable in environ:
+    for variable in sorted(environ):
+        name = variable.removeprefix(ENV_PREFIX).lower()
+        if variable.startswith(ENV_PREFIX) and name not in OTHER_VARIABLES:
             sources[name] = (variable, environ[variable])
     for name, value in (flags or {}).items():
         sources[name] = ("--" + name.replace("_", "-"), value)
     unknown = sorted(set(sources) - set(Settings.model_fields))
     if unknown:
-        raise ConfigError(
-            f"Unknown setting {sources[unknown[0]][0]}. Known: {', '.join(sorted(Settings.model_fields))}.",
-            param=unknown[0],
-        )
+        near = difflib.get_close_matches(unknown[0], Settings.model_fields, n=1)
+        hint = f"Did you mean {near[0]}?" if near else f"Known: {', '.join(sorted(Settings.model_fields))}."
+        raise ConfigError(f"Unknown setting {sources[unknown[0]][0]}. {hint}", param=unknown[0])
     try:
         return Settings.model_validate({name: value for name, (_, value) in sources.items()})
     except ValidationError as error:

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from causerie.errors import InvalidRequest, ModelNotFound, UnsupportedParameter
+from causerie.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound, UnsupportedParameter
 from causerie.types import ChatPrompt, Message, TextPrompt, TokenPrompt
 from causerie.wire.completions import CompletionCall, parse_chat, parse_completion
 from causerie.wire.sampling import Limits
 
-LIMITS = Limits(model="org/model", default_max_tokens=1024, max_choices=64, vocab_size=259)
+LIMITS = Limits(model="org/model", default_max_tokens=1024, max_choices=64, vocab_size=259, context_window=8192)
 HELLO = [{"role": "user", "content": "Hello"}]
 
 
@@ -306,3 +306,22 @@ def test_whatever_comes_is_understood_or_refused(body: dict[str, Any]) -> None:
             parse(orjson.dumps(body), LIMITS)
         except (InvalidRequest, ModelNotFound) as error:
             assert error.message
+
+
+@pytest.mark.parametrize(
+    ("member", "expected"),
+    [("temperature", 0.0), ("top_p", 1e-6)],
+)
+def test_numbers_too_small_for_float32_mean_greedy(member: str, expected: float) -> None:
+    sampling = chat(**{member: 1e-50}).sampling
+    assert getattr(sampling, member) == expected
+
+
+def test_a_repetition_penalty_that_would_overflow_is_refused() -> None:
+    assert refusal(raw('"repetition_penalty": 1e-50')).param == "repetition_penalty"
+
+
+def test_a_list_of_ids_over_the_window_is_refused_before_it_is_looked_at() -> None:
+    with pytest.raises(ContextLengthExceeded) as caught:
+        parse_completion(orjson.dumps({"prompt": [-1] * 8192}), LIMITS)
+    assert (caught.value.prompt_tokens, caught.value.context_window, caught.value.param) == (8192, 8192, "prompt")

@@ -13,7 +13,7 @@ from causerie.types import ChatPrompt, Message, TextPrompt
 from causerie.wire.sampling import Limits
 from causerie.wire.textbot import TextCall, parse_textbot
 
-LIMITS = Limits(model="m", default_max_tokens=1024, max_choices=64, vocab_size=259)
+LIMITS = Limits(model="m", default_max_tokens=1024, max_choices=64, vocab_size=259, context_window=8192)
 
 
 def parse(query: str = "", body: bytes = b"", content_type: str | None = None) -> TextCall:

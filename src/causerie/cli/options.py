@@ -121,7 +121,7 @@ def sampling_options(command: Command) -> Command:
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         given = {name: value for name in _SAMPLING_HELP if (value := kwargs.pop(name)) is not None}
         try:
-            checked = take_sampling(QueryFields(given.items()), Limits("", 1, 1, 1))
+            checked = take_sampling(QueryFields(given.items()), Limits("", 1, 1, 1, 1))
         except InvalidRequest as error:
             raise click.UsageError(f"{error}", click.get_current_context()) from None
         return command(*args, sampling={name: getattr(checked, name) for name in given}, **kwargs)

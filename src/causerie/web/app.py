@@ -48,7 +48,7 @@ class App:
         )
 
     async def drain(self) -> None:
-        """Close idle chat sockets now, and the others after the turns that they have."""
+        """Close idle chat sockets now, and the others after the answer that they are giving."""
         await self._chatbot.drain()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -56,7 +56,7 @@ class Chatbot:
             self._sessions.discard(session)
 
     async def drain(self) -> None:
-        """Open no more sessions; close the idle ones now, the others after the turns that they have."""
+        """Open no more sessions; close the idle ones now, the others after the answer that they are giving."""
         self._draining = True
         await asyncio.gather(*(session.drain() for session in list(self._sessions)))
 

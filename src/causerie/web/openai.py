@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 
@@ -21,6 +22,9 @@ from causerie.wire.fields import shown
 from causerie.wire.openai import Chunks, Heading, Kind, Whole, model_list, model_object
 from causerie.wire.sampling import Limits
 
+_PARSE_INLINE = 64 * 1024
+"""Bodies of fewer bytes are parsed on the loop; larger ones would hold up everybody's tokens."""
+
 EVENT_STREAM_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -35,6 +39,7 @@ def limits_of(service: ChatService) -> Limits:
         default_max_tokens=service.default_max_tokens,
         max_choices=min(service.settings.max_batch_size, service.info.max_sequences),
         vocab_size=service.text.vocab_size,
+        context_window=service.info.context_window,
     )
 
 
@@ -48,7 +53,12 @@ class Completions:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         service, request_id = self._service, scope["state"]["request_id"]
-        call = self._parse(await read_body(scope, receive, service.settings), limits_of(service))
+        body, limits = await read_body(scope, receive, service.settings), limits_of(service)
+        call = (
+            self._parse(body, limits)
+            if len(body) < _PARSE_INLINE
+            else await asyncio.to_thread(self._parse, body, limits)
+        )
         log = await service.create(call.request(request_id))
         heading = Heading(
             kind=self._kind,
@@ -66,8 +76,9 @@ class Completions:
         else:
             whole = Whole(heading)
             finished = await read_to_end(log, receive, whole.delta)
-            body = whole.finished(finished)
-            await Response(body, headers=id_header(scope), media_type="application/json")(scope, receive, send)
+            await Response(whole.finished(finished), headers=id_header(scope), media_type="application/json")(
+                scope, receive, send
+            )
 
 
 class _EventStream:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import orjson
 
-from causerie.errors import InvalidRequest, ModelNotFound, UnsupportedParameter
+from causerie.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound, UnsupportedParameter
 from causerie.types import ChatPrompt, GenerationRequest, Message, Prompt, SamplingParams, TextPrompt, TokenPrompt
 from causerie.wire.fields import Fields, kind, parse_object, shown
 from causerie.wire.sampling import (
@@ -30,7 +30,6 @@ MAX_PARTS = 4096
 """Parts of one message's content."""
 MAX_ROLE_LENGTH = 64
 MAX_NAME_LENGTH = 256
-MAX_PROMPT_IDS = 1_000_000
 MAX_MODEL_LENGTH = 1024
 
 ANY = object()
@@ -270,4 +269,7 @@ def _take_prompt(fields: Fields, limits: Limits) -> Prompt:
         raise UnsupportedParameter(
             "Several prompts in one request are not supported; send one request for each.", param="prompt"
         )
-    return TokenPrompt(check_token_ids(value, "prompt", limits, MAX_PROMPT_IDS))
+    if len(value) >= limits.context_window:
+        # Before its ids are looked at one by one, which for a long list would take a while.
+        raise ContextLengthExceeded(len(value), limits.context_window, param="prompt")
+    return TokenPrompt(check_token_ids(value, "prompt", limits, limits.context_window))

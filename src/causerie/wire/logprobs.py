@@ -44,7 +44,11 @@ def chat_logprobs(names: TokenNames) -> LogprobWriter:
 
 
 def text_logprobs(names: TokenNames) -> LogprobWriter:
-    """A choice's ``logprobs`` member in text completions; offsets count characters of the choice's text."""
+    """A choice's ``logprobs`` member in text completions.
+
+    Offsets count the characters of the tokens as they are spelled in ``tokens``: those of a character that several
+    tokens make up, and the end-of-text, are spelled out too.
+    """
     offset = 0
 
     def write(tokens: Sequence[TokenLogprob]) -> dict[str, object]:

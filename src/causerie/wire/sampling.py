@@ -18,6 +18,11 @@ MAX_STOP_TOKEN_IDS = 1024
 MAX_LOGPROBS = 20
 MAX_TOP_K = 1_000_000
 MAX_SEED = 2**63 - 1
+GREEDY_BELOW = 1e-5
+"""Engines compute in float32, where a logit over less than this temperature is no number; vLLM draws the same line."""
+LEAST_TOP_P = 1e-6
+"""As little as keeps the most likely token alone, and is still no zero in float32."""
+LEAST_REPETITION_PENALTY = 0.01
 
 SAMPLING_NAMES = (
     "max_tokens",
@@ -46,21 +51,23 @@ class Limits:
     max_choices: int
     """Largest ``n``: what can run at once."""
     vocab_size: int
+    context_window: int
 
 
 def take_sampling(
     fields: Fields, limits: Limits, *, stop_token_ids: frozenset[int] = frozenset(), logprobs: int | None = None
 ) -> SamplingParams:
     """Every scalar sampling parameter out of ``fields``. Raises InvalidRequest that names the first bad one."""
+    temperature = fields.number("temperature", 0, 2, 1.0)
     top_k = fields.integer("top_k", -1, MAX_TOP_K)
     max_tokens = _take_max_tokens(fields)
     return SamplingParams(
         max_tokens=limits.default_max_tokens if max_tokens is None else max_tokens,
-        temperature=fields.number("temperature", 0, 2, 1.0),
-        top_p=fields.number("top_p", 0, 1, 1.0, above=True),
+        temperature=temperature if temperature >= GREEDY_BELOW else 0.0,
+        top_p=max(LEAST_TOP_P, fields.number("top_p", 0, 1, 1.0, above=True)),
         top_k=max(0, top_k or 0),
         min_p=fields.number("min_p", 0, 1, 0.0),
-        repetition_penalty=fields.number("repetition_penalty", 0, 10, 1.0, above=True),
+        repetition_penalty=fields.number("repetition_penalty", LEAST_REPETITION_PENALTY, 10, 1.0),
         presence_penalty=fields.number("presence_penalty", -2, 2, 0.0),
         frequency_penalty=fields.number("frequency_penalty", -2, 2, 0.0),
         seed=fields.integer("seed", -MAX_SEED - 1, MAX_SEED),

@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 pytest.importorskip("torch")
@@ -122,3 +122,37 @@ def test_logits_that_are_no_numbers_raise() -> None:
     row = Row(PLAIN, [], frozenset())
     with pytest.raises(FloatingPointError):
         choose(torch.tensor([[0.0, math.nan, 1.0]]), [row])
+
+
+extremes = st.sampled_from([0.0, -math.inf, 1e-38, 88.0, -3e38, 3e38]) | st.floats(-(2.0**127), 2.0**127, width=32)
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    logits=st.lists(extremes, min_size=3, max_size=3).filter(lambda logits: max(logits) > -math.inf),
+    sampling=st.builds(
+        SamplingParams,
+        max_tokens=st.just(100),
+        temperature=st.floats(1e-5, 2),
+        top_p=st.floats(1e-6, 1),
+        top_k=st.integers(0, 4),
+        min_p=st.floats(0, 1),
+        repetition_penalty=st.floats(0.01, 10),
+        presence_penalty=st.floats(-2, 2),
+        frequency_penalty=st.floats(-2, 2),
+        seed=st.integers(0, 9),
+        min_tokens=st.integers(0, 2),
+    ),
+    stops=st.frozensets(st.integers(0, 2)),
+)
+@example([2.0, 1.0, -1.0], replace(PLAIN, repetition_penalty=1e-38), frozenset())
+@example([2.0, 1.0, -1.0], replace(PLAIN, presence_penalty=-1e38, frequency_penalty=-1e38), frozenset())
+@example([2.0, 1.0, -1.0], replace(PLAIN, min_tokens=2), frozenset({0, 1, 2}))
+@example([2.0, -math.inf, -math.inf], replace(PLAIN, min_tokens=2), frozenset({0}))
+def test_no_parameter_leads_out_of_the_vocabulary(
+    logits: list[float], sampling: SamplingParams, stops: frozenset[int]
+) -> None:
+    row, bystander = Row(sampling, [0, 1, 2], stops), Row(replace(PLAIN, seed=1), [], frozenset())
+    for _ in range(4):
+        ids, _ = choose(torch.tensor([logits, [0.0, 1.0, 2.0]]), [row, bystander])
+        assert all(0 <= id_ < 3 for id_ in ids)

@@ -76,20 +76,27 @@ def choose(logits: Tensor, rows: Sequence[Row]) -> tuple[list[int], list[TokenLo
 
 
 def _reshape(logits: Tensor, row: Row) -> None:
-    """Penalties and ``min_tokens``, in place, on one row."""
+    """Penalties and ``min_tokens``, in place, on one row. What they change stays finite, however far they reach."""
     sampling = row.sampling
     device = logits.device
     if row.seen:
         seen = torch.tensor(sorted(row.seen), device=device)
         values = logits[seen]
         penalty = sampling.repetition_penalty
-        logits[seen] = torch.where(values > 0, values / penalty, values * penalty)
+        logits[seen] = _finite(torch.where(values > 0, values / penalty, values * penalty))
     if row.said and (sampling.presence_penalty or sampling.frequency_penalty):
         said = torch.tensor(list(row.said), device=device)
         counts = torch.tensor(list(row.said.values()), device=device, dtype=logits.dtype)
-        logits[said] -= sampling.presence_penalty + sampling.frequency_penalty * counts
-    if row.stops and row.said.total() < sampling.min_tokens:
+        logits[said] = _finite(logits[said] - sampling.presence_penalty - sampling.frequency_penalty * counts)
+    if row.said.total() < sampling.min_tokens and 0 < len(row.stops) < len(logits):
+        # What the model itself rules out is still better than nothing, where a request rules out all the rest.
+        logits.copy_(_finite(logits))
         logits[torch.tensor(sorted(row.stops), device=device)] = -torch.inf
+
+
+def _finite(logits: Tensor) -> Tensor:
+    limits = torch.finfo(logits.dtype)
+    return logits.clamp(limits.min, limits.max)
 
 
 def _groups(rows: Sequence[Row]) -> list[list[int]]:

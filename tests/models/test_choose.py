@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import pytest
 
 from causerie.errors import MissingExtra, ModelUnavailable
 from causerie.models.choose import folder_files, folder_format, gguf_file
+from causerie.models.gguf_safetensors import has_transformers
 
 QUANTS = ["M-Q4_K_M.gguf", "M-Q4_K_S.gguf", "M-IQ4_XS.gguf", "M-Q8_0.gguf", "mmproj-Q8_0.gguf", "README.md"]
 SAFE = ["config.json", "model.safetensors", "pytorch_model.bin", "onnx/model.safetensors", "tokenizer.json", "a.png"]
@@ -64,6 +67,14 @@ def test_the_form_follows_the_files_and_the_engine(
 def test_safetensors_without_the_extra_name_it(engine: str) -> None:
     with pytest.raises(MissingExtra, match=r'pip install "causerie\[transformers\]"'):
         folder_format(SAFE, engine, where="org/m", transformers=False)
+
+
+@pytest.mark.parametrize("absent", ["torch", "transformers", "accelerate", "psutil"])
+def test_the_extra_is_installed_only_with_all_that_the_engine_needs(
+    absent: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == absent else object())
+    assert not has_transformers()
 
 
 @pytest.mark.parametrize(

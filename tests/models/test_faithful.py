@@ -14,6 +14,7 @@ from gguf import GGMLQuantizationType
 
 from causerie.errors import MissingExtra, ModelUnavailable
 from causerie.models.folder import WeightForm
+from causerie.models.gguf_file import GgufFile
 from causerie.models.resolve import resolve
 from tests.support.tiny_models import VOCABULARY, tiny_decoder, write_tiny_gguf
 
@@ -97,11 +98,43 @@ def test_quantised_weights_are_computed_as_the_file_has_them(
     assert worst(model, folder.path) < bound
 
 
-def test_linear_position_scaling_is_kept(tmp_path: Path, cache: Path) -> None:
-    scaling = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
-    model = tiny_decoder(rope_parameters=scaling)
-    extra: dict[str, Any] = {"llama__rope__scaling__type": "linear", "llama__rope__scaling__factor": 4.0}
-    write_tiny_gguf(tmp_path / "m.gguf", model=model, **extra)
+def scaling(**values: Any) -> dict[str, Any]:
+    return {f"llama__rope__scaling__{name}": value for name, value in values.items()}
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        pytest.param(scaling(type="linear", factor=4.0), id="linear"),
+        pytest.param(scaling(factor=4.0), id="no type is linear"),
+    ],
+)
+def test_linear_position_scaling_is_kept(keys: dict[str, Any], tmp_path: Path, cache: Path) -> None:
+    model = tiny_decoder(rope_parameters={"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0})
+    write_tiny_gguf(tmp_path / "m.gguf", model=model, **keys)
+    folder = resolve(str(tmp_path / "m.gguf"), form="f16", engine="openvino")
+    assert worst(model, folder.path) < EXACT
+
+
+@pytest.mark.parametrize("keys", [scaling(type="none", factor=4.0), scaling(type="linear"), scaling(factor=0.0)])
+def test_scaling_that_is_none_is_none(keys: dict[str, Any], tmp_path: Path, cache: Path) -> None:
+    write_tiny_gguf(tmp_path / "m.gguf", **keys)
+    assert GgufFile(tmp_path / "m.gguf").position_scaling() is None
+
+
+def test_vectors_in_bfloat16_are_decoded(tmp_path: Path, cache: Path) -> None:
+    model = tiny_decoder()
+    norm = model.model.norm.weight
+    norm.data = norm.data.bfloat16().float()
+    model.model.rotary_emb.inv_freq /= torch.tensor(llama3_frequencies()).bfloat16().float()
+    vectors = {"output_norm.weight": norm.detach().numpy(), "rope_freqs.weight": llama3_frequencies()}
+    bf16 = GGMLQuantizationType.BF16
+    write_tiny_gguf(
+        tmp_path / "m.gguf",
+        model=model,
+        leave_out=("model.norm.weight",),
+        tensors={name: (gguf.quantize(values, bf16), bf16) for name, values in vectors.items()},
+    )
     folder = resolve(str(tmp_path / "m.gguf"), form="f16", engine="openvino")
     assert worst(model, folder.path) < EXACT
 
@@ -121,7 +154,6 @@ def test_llama3_frequency_divisors_are_kept(form: WeightForm, tmp_path: Path, ca
     [
         ({"tensors": {"output.bias": np.zeros(VOCABULARY, np.float32)}}, "output.bias"),
         ({"tensors": {"blk.0.attn_q.bias": np.ones(64, np.float32)}}, "attn_q.bias"),
-        ({"llama__rope__scaling__type": "yarn"}, "yarn"),
         ({"llama__rope__dimension_count": 8}, "rotated"),
         ({"llama__attention__sliding_window": 512}, "sliding_window"),
         ({"llama__attention__value_length": 8}, "values"),
@@ -166,6 +198,30 @@ def test_transformers_reader_is_not_given_what_it_leaves_out(tmp_path: Path, cac
     write_tiny_gguf(tmp_path / "m.gguf", tensors={"rope_freqs.weight": llama3_frequencies()})
     with pytest.raises(ModelUnavailable, match="rope_freqs"):
         resolve(str(tmp_path / "m.gguf"), form="f16", engine="transformers")
+
+
+@pytest.mark.parametrize(
+    ("keys", "engine", "remedy"),
+    [
+        (scaling(type="yarn", factor=4.0), "openvino", "with safetensors"),
+        (scaling(type="yarn", factor=4.0), "auto", "with safetensors"),
+        (scaling(type="yarn", factor=4.0), "transformers", "with safetensors"),
+        (scaling(type="linear", factor=4.0), "transformers", "Use --engine openvino"),
+        (scaling(factor=4.0), "transformers", "Use --engine openvino"),
+        ({"llama__rope__scale_linear": 4.0}, "auto", "with safetensors"),
+        (scaling(factor=4.0) | {"llama__attention__sliding_window": 512}, "auto", "with safetensors"),
+        (scaling(factor=4.0) | {"llama__attention__sliding_window": 512}, "transformers", "with safetensors"),
+    ],
+)
+def test_scaled_positions_are_never_lost_and_no_engine_is_named_that_loses_them(
+    keys: dict[str, Any], engine: str, remedy: str, tmp_path: Path, cache: Path
+) -> None:
+    write_tiny_gguf(tmp_path / "m.gguf", **keys)
+    with pytest.raises(ModelUnavailable, match=r"positions are scaled") as refused:
+        resolve(str(tmp_path / "m.gguf"), form="f16", engine=engine)
+    assert not isinstance(refused.value, MissingExtra)
+    assert remedy in refused.value.message
+    assert not list(cache.glob("m--*"))
 
 
 @pytest.mark.slow

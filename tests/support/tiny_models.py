@@ -136,14 +136,14 @@ def write_tiny_gguf(
     *,
     model: Any = None,
     quant: GGMLQuantizationType = GGMLQuantizationType.F32,
-    tensors: dict[str, np.ndarray[Any, Any]] | None = None,
+    tensors: dict[str, Any] | None = None,
     leave_out: tuple[str, ...] = (),
     **metadata: Any,
 ) -> Any:
     """``model`` (a ``tiny_decoder``; a llama if none) as a GGUF file, its matrices in ``quant``; returns the model.
 
-    ``tensors`` are added as they are; those of the model that ``leave_out`` names are not. ``metadata`` replaces or
-    adds keys, written with ``__`` for a dot; None leaves one out.
+    ``tensors`` are added as they are, those already in another type as a pair with it; those of the model that
+    ``leave_out`` names are not. ``metadata`` replaces or adds keys, written with ``__`` for a dot; None leaves one out.
     """
     model = tiny_decoder() if model is None else model
     config = model.config
@@ -156,7 +156,8 @@ def write_tiny_gguf(
         if name not in leave_out:
             writer.add_tensor(*_tensor(config, name, weight.numpy().astype(np.float32), quant))
     for name, values in (tensors or {}).items():
-        writer.add_tensor(name, values)
+        data, kind = values if isinstance(values, tuple) else (values, None)
+        writer.add_tensor(name, data, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

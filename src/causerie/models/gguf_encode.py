@@ -62,6 +62,14 @@ def _write(writer: Any, file: GgufFile, form: WeightForm, progress: Progress) ->
             advance(1)
 
 
+def decode(tensor: Any) -> np.ndarray[Any, Any]:
+    """The values of a file's tensor, whatever type they are stored in, as float32."""
+    from gguf import dequantize
+
+    values: np.ndarray[Any, Any] = dequantize(tensor.data, tensor.tensor_type)
+    return values
+
+
 def _kind(tensor: Any, form: WeightForm) -> Any:
     """Q8_0 holds blocks of 32 along a row; a matrix that they do not divide is kept in float16."""
     from gguf import GGMLQuantizationType
@@ -74,13 +82,12 @@ def _kind(tensor: Any, form: WeightForm) -> Any:
 
 
 def _encoded(tensor: Any, kind: Any) -> np.ndarray[Any, Any]:
-    from gguf import dequantize, quantize
+    from gguf import quantize
 
     if tensor.tensor_type == kind:
         return np.ascontiguousarray(tensor.data)
-    values = dequantize(tensor.data, tensor.tensor_type)
     with np.errstate(over="ignore"):
-        encoded: np.ndarray[Any, Any] = quantize(values, kind)
+        encoded: np.ndarray[Any, Any] = quantize(decode(tensor), kind)
     if encoded.dtype == np.float16 and not np.isfinite(encoded).all():
         raise ModelUnavailable(
             f"The weights {tensor.name!r} hold values beyond float16's range, so the openvino engine cannot load them. "

@@ -11,6 +11,14 @@ from causerie.errors import ModelUnavailable
 
 
 @dataclass(frozen=True, slots=True)
+class PositionScaling:
+    """``kind`` is GGUF's name: ``linear`` (positions are divided by ``factor``), ``yarn``, ``longrope``, …"""
+
+    kind: str
+    factor: float
+
+
+@dataclass(frozen=True, slots=True)
 class Hyperparameters:
     """A transformer's sizes, as far as its KV cache and its rotary embedding need them."""
 
@@ -91,6 +99,14 @@ class GgufFile:
             vocab_size=len(self.need("tokenizer.ggml.tokens")),
             rope_base=float(self.own("rope.freq_base", 10000.0)),
         )
+
+    def position_scaling(self) -> PositionScaling | None:
+        """How positions are scaled, as llama.cpp reads it: linear if only a factor is there. None if they are not."""
+        kind = str(self.own("rope.scaling.type", "linear"))
+        factor = float(self.own("rope.scaling.factor") or self.own("rope.scale_linear") or 1.0)
+        if kind == "none" or (kind == "linear" and factor == 1.0):
+            return None
+        return PositionScaling(kind, factor)
 
     def _number(self, key: str, default: int | None = None) -> int:
         value = self.own(key, default)

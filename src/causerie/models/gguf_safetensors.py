@@ -7,12 +7,13 @@ import json
 from collections.abc import Collection
 from pathlib import Path
 
-from causerie.errors import MissingExtra, ModelUnavailable
+from causerie.errors import MissingExtra
 from causerie.models.export import run_export
+from causerie.models.gguf_faithful import check_transformers
 from causerie.models.gguf_file import GgufFile
 from causerie.models.progress import Progress
 
-_NEEDED = ("transformers", "torch", "accelerate")
+_NEEDED = ("transformers", "torch", "accelerate", "psutil")
 
 
 def has_transformers() -> bool:
@@ -30,11 +31,7 @@ def write_safetensors(file: GgufFile, eos_token_ids: Collection[int], folder: Pa
             f"The transformers engine is not installed, so it cannot load {file.path.name}: "
             'pip install "causerie[transformers]".'
         )
-    if any(tensor.name == "rope_freqs.weight" for tensor in file.tensors):
-        raise ModelUnavailable(
-            f"{file.path.name} scales its positions by frequency (rope_freqs.weight), which transformers' reader of "
-            "GGUF leaves out. Use --engine openvino, or the repository with safetensors."
-        )
+    check_transformers(file)
     progress.note("Reading the GGUF file with transformers…")
     run_export("causerie.models.transformers_export", file.path, folder)
     generation = {"eos_token_id": sorted(eos_token_ids)}

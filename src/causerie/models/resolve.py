@@ -21,7 +21,7 @@ from causerie.models.hf_folder import describe_folder
 from causerie.models.progress import Progress, Silent
 from causerie.models.reference import DefaultModel, HubModel, LocalFolder, LocalGguf, parse_reference
 
-CONVERSION = 1
+CONVERSION = 2
 """Part of a converted folder's name: raised when the conversion changes, so that old results are not used."""
 
 

@@ -157,10 +157,11 @@ def test_a_broken_config_is_refused(content: str, cache: Path, tmp_path: Path) -
         resolve(str(tmp_path / "repo"), form="f16", engine="auto")
 
 
-def test_the_fingerprint_follows_the_template(cache: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["chat_template.jinja", "chat_template.json", "special_tokens_map.json"])
+def test_the_fingerprint_follows_the_text_files(name: str, cache: Path, tmp_path: Path) -> None:
     write_tiny_llama(tmp_path / "repo")
     old = resolve(str(tmp_path / "repo"), form="f16", engine="auto")
-    (tmp_path / "repo" / "chat_template.jinja").write_text("{{ messages }}")
+    (tmp_path / "repo" / name).write_text("{}")
     assert resolve(str(tmp_path / "repo"), form="f16", engine="auto").fingerprint != old.fingerprint
 
 

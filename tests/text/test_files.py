@@ -61,6 +61,13 @@ def test_the_templates_own_file_comes_first(tmp_path: Path) -> None:
     assert said(load(folder)) == "éhi"
 
 
+def test_a_processors_template_is_read_where_the_tokenizer_has_none(tmp_path: Path) -> None:
+    folder = write(tmp_path, builders.byte_level(END), chat_template={"chat_template": "P"})
+    assert said(load(folder)) == "P"
+    (folder / "tokenizer_config.json").write_text('{"chat_template": "T"}')
+    assert said(load(folder)) == "T"
+
+
 def test_special_tokens_without_a_configuration_are_the_models_ids(tmp_path: Path) -> None:
     tokenizer = builders.byte_level("<s>", "</s>")
     folder = write(tmp_path, tokenizer)

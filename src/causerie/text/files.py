@@ -69,6 +69,9 @@ def _read_template(folder: Path, config: Mapping[str, Any]) -> str | None:
     template = config.get("chat_template")
     if isinstance(template, list):
         template = {entry["name"]: entry["template"] for entry in template}.get("default")
+    if not isinstance(template, str):
+        # Older repositories of models with a processor keep it apart; transformers' tokenizer does not read it.
+        template = _read_object(folder / "chat_template.json").get("chat_template")
     return template if isinstance(template, str) else None
 
 

@@ -12,9 +12,11 @@ from itertools import groupby
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers.models import BPE
 
 from causerie.errors import ContextLengthExceeded, InvalidRequest
+from causerie.text.detokenizer import BYTE_CHARACTERS
 from causerie.text.files import TextFiles
 from causerie.text.model import END_OF_TEXT, IM_END, IM_START, TextModel
 from causerie.text.template import ChatTemplate
@@ -63,6 +65,14 @@ roles = st.sampled_from(["user", "assistant", "system"]) | fragments
 conversations = st.lists(st.builds(Message, role=roles, content=fragments, name=fragments), min_size=1, max_size=3).map(
     tuple
 )
+
+
+def bare_bytes() -> Tokenizer:
+    """A token for each byte, and END_OF_TEXT."""
+    tokenizer = Tokenizer(BPE(dict(BYTE_CHARACTERS), []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.add_special_tokens(["<|im_start|>", "<|im_end|>", "<|endoftext|>"])
+    return tokenizer
 
 
 def render(name: str, messages: Sequence[Message]) -> str:
@@ -221,6 +231,37 @@ def test_without_a_template_every_turn_ends_with_end_of_text() -> None:
     assert ids[: ids.index(end)] == tokenizer.encode("the cat").ids
     assert ids.count(end) == 3
     assert ids[-2:] == [end, end]
+
+
+@pytest.mark.parametrize(
+    "message", [Message("system", "Obey."), Message("tool", "42"), Message("user", "hi", "Ann"), Message("", "hi")]
+)
+def test_without_a_template_what_turns_cannot_say_is_refused(message: Message) -> None:
+    model = text_model(builders.byte_level("<|endoftext|>"), None, eos="<|endoftext|>")
+    with pytest.raises(InvalidRequest, match="no chat template") as caught:
+        model.encode(ChatPrompt((message, Message("user", "hi"))))
+    assert caught.value.param == "messages"
+
+
+@given(st.lists(st.integers(0, 12), min_size=1, max_size=5), st.integers(0, 40))
+def test_without_a_template_the_whole_prompt_is_counted(lengths: list[int], limit: int) -> None:
+    model = TextModel(TextFiles(bare_bytes(), None, {}), eos_token_ids=frozenset({END_OF_TEXT}), bos_token_id=None)
+    prompt = ChatPrompt(tuple(Message("user", "x" * length) for length in lengths))
+    whole = sum(lengths) + len(lengths)
+    if whole <= limit:
+        assert len(model.encode(prompt, limit=limit)) == whole
+        return
+    with pytest.raises(ContextLengthExceeded) as caught:
+        model.encode(prompt, limit=limit)
+    assert (caught.value.prompt_tokens, caught.value.context_window, caught.value.param) == (whole, limit, "messages")
+
+
+@pytest.mark.parametrize("limit", [3, 4])
+def test_plain_texts_count_has_its_beginning_of_text(limit: int) -> None:
+    model = TextModel(TextFiles(bare_bytes(), None, {}), eos_token_ids=frozenset(), bos_token_id=END_OF_TEXT)
+    with pytest.raises(ContextLengthExceeded) as caught:
+        model.encode(TextPrompt("four"), limit=limit)
+    assert (caught.value.prompt_tokens, caught.value.context_window, caught.value.param) == (5, limit, "prompt")
 
 
 BYTES = TextModel.bytes()

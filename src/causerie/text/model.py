@@ -73,10 +73,13 @@ class TextModel:
 
         A conversation gets the ids of transformers' ``apply_chat_template(add_generation_prompt=True)``, save
         that no text of a message becomes a control token: it is encoded as the plain text it is. Without a
-        template, each turn is followed by the end-of-text token, as DialoGPT has it. Plain text never gives a
-        control token either. Raises InvalidRequest for a prompt that is empty, not valid Unicode, out of the
-        vocabulary, or refused by the template; and ContextLengthExceeded for more than ``limit`` tokens, which
-        for very long prompts is much cheaper than to count the ids.
+        template, each turn is followed by the end-of-text token, as DialoGPT has it; that does not say who
+        speaks, so the roles are ``user`` and ``assistant``, without names. Plain text never gives a control token
+        either.
+
+        Raises InvalidRequest for a prompt that is empty, not valid Unicode, out of the vocabulary, refused by the
+        template or, without one, more than turns can say; and ContextLengthExceeded for more than ``limit``
+        tokens, which for very long prompts is much cheaper than to count the ids.
         """
         if isinstance(prompt, ChatPrompt):
             ids = self._encode_chat(prompt.messages, limit)
@@ -141,8 +144,17 @@ class TextModel:
                 param="messages",
             )
         ids: list[int] = []
+        over = 0
         for message in messages:
-            ids += [*self._tokenizer.encode_plain(message.content, limit=limit), self._end_of_turn]
+            _check_turn(message)
+            try:
+                left = None if limit is None else max(0, limit - len(ids))
+                ids += self._tokenizer.encode_plain(message.content, limit=left)
+            except ContextLengthExceeded as error:
+                over += error.prompt_tokens
+            ids.append(self._end_of_turn)
+        if limit is not None and over:
+            raise ContextLengthExceeded(len(ids) + over, limit)
         return ids
 
     def _encode_text(self, text: str, limit: int | None) -> list[int]:
@@ -152,8 +164,9 @@ class TextModel:
         try:
             return self._bos + self._tokenizer.encode_plain(text, limit=limit)
         except ContextLengthExceeded as error:
-            error.param = "prompt"
-            raise
+            raise ContextLengthExceeded(
+                len(self._bos) + error.prompt_tokens, error.context_window, param="prompt"
+            ) from None
 
     def _check_ids(self, ids: Sequence[int]) -> list[int]:
         if not ids:
@@ -170,6 +183,16 @@ def _end_of_turn(tokenizer: Tokenizer, special_tokens: Mapping[str, str], eos_to
     """The one of the ids that end an answer which the tokenizer calls its end-of-text token."""
     named = tokenizer.token_to_id(special_tokens.get("eos_token", ""))
     return named if named in eos_token_ids else min(eos_token_ids, default=None)
+
+
+def _check_turn(message: Message) -> None:
+    if message.role not in ("user", "assistant"):
+        raise InvalidRequest(
+            "This model has no chat template: it knows turns of user and assistant, and no other role.",
+            param="messages",
+        )
+    if message.name is not None:
+        raise InvalidRequest("This model has no chat template, so it knows no names.", param="messages")
 
 
 def _check_unicode(text: str, param: str) -> None:

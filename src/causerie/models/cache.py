@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -13,6 +14,8 @@ from filelock import FileLock, Timeout
 
 from causerie.errors import ModelUnavailable
 from causerie.models.progress import Progress
+
+_CANNOT_WRITE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 def cache_root(environ: Mapping[str, str] = os.environ) -> Path:
@@ -34,7 +37,7 @@ def make_once(target: Path, make: Callable[[Path], None], progress: Progress) ->
 
     ``make`` is given an empty directory beside it, which takes the name only when all is written: whoever sees
     ``target`` sees all of it. One process makes it while others wait. What a killed process left is removed by
-    the next that makes the same folder.
+    the next that makes the same folder. Raises ModelUnavailable for an OSError, whether the cache's or ``make``'s.
     """
     if target.is_dir():
         return target
@@ -66,7 +69,7 @@ def _make(target: Path, make: Callable[[Path], None]) -> None:
     partial = target.parent / f".{target.name}.{uuid.uuid4().hex[:12]}.partial"
     partial.mkdir()
     try:
-        make(partial)
+        _fill(partial, make)
         for file in partial.rglob("*"):
             if file.is_file():
                 _flush(file)
@@ -74,6 +77,20 @@ def _make(target: Path, make: Callable[[Path], None]) -> None:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def _fill(folder: Path, make: Callable[[Path], None]) -> None:
+    """Let through, of ``make``'s own OSErrors, only those that say that ``folder`` cannot be written."""
+    try:
+        make(folder)
+    except OSError as error:
+        # numpy has no errno for a write that was cut short.
+        cut_short = type(error) is OSError and error.errno is None
+        if cut_short or error.errno in _CANNOT_WRITE:
+            raise
+        raise ModelUnavailable(
+            f"The model could not be prepared ({error.strerror or type(error).__name__}). Try again."
+        ) from error
 
 
 def _flush(file: Path) -> None:

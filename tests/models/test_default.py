@@ -54,7 +54,9 @@ def test_a_broken_wheel_is_refused(content: bytes, tmp_path: Path) -> None:
 
 @settings(deadline=None, max_examples=200)
 @given(place=st.integers(0, 300), flip=st.integers(1, 255))
-@example(230, 2)
+@example(place=230, flip=2)  # a place before the file
+@example(place=135, flip=4)  # bz2
+@example(place=135, flip=6)  # lzma
 def test_a_damaged_wheel_is_refused(place: int, flip: int, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("damaged")
     content = random.Random(0).randbytes(40) * 20

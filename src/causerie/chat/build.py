@@ -13,6 +13,10 @@ from causerie.models.progress import Progress
 from causerie.models.resolve import resolve
 from causerie.text.model import TextModel
 
+_BURST_TOKENS = 2048
+"""New prompt tokens that one step of OpenVINO reads. A burst of short prompts that is let in more slowly decodes in
+small batches for longer: 64 at once gave 0.80 of the raw engine's tokens/s at 256, 0.92 at 1,024."""
+
 _SCRIPTED_PACE = 0.03
 """Seconds between the scripted engine's steps, so that an interface has something to show."""
 
@@ -62,7 +66,7 @@ def openvino_engine(folder: ModelFolder, settings: Settings) -> Engine:
         kv_bytes_per_token=folder.kv_bytes_per_token,
         kv_cache_bytes=int(settings.kv_cache_gib * 2**30),
         max_sequences=settings.max_batch_size,
-        prompt_tokens_per_step=settings.prefill_piece,
+        prompt_tokens_per_step=max(settings.prefill_piece, _BURST_TOKENS),
         properties=PRECISIONS[settings.precision].properties,
     )
 

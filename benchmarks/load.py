@@ -159,6 +159,8 @@ class Exchange(asyncio.Protocol):
                 self._end(LoadError(f"the answer has no proper end: {self._tail!r}"))
                 return
             self.tokens = int(usage[-1])
+        # An answer may be one control token, which has no text.
+        self.first = self.first or self.arrivals[-1]
         self._end(None)
 
     def _end(self, error: Exception | None) -> None:

@@ -74,7 +74,7 @@ def install() -> dict[str, Any]:
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
         empty = _size(Path(folder))
         python = str(Path(folder) / "bin" / "python")
-        command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        command = [python, "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
         constraints = ROOT / "constraints.txt"
         begin = time.perf_counter()
         subprocess.run([*command, "-c", str(constraints), str(ROOT)], check=True)

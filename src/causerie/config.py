@@ -37,7 +37,7 @@ class Settings(BaseModel):
         default="auto",
         description="What runs the model. auto picks by the model's form and says why; scripted needs no model.",
     )
-    precision: Literal["balanced", "exact", "fast"] = Field(
+    precision: Literal["balanced", "exact", "small"] = Field(
         default="balanced",
         description="Trade of speed against faithfulness to the model's weights; docs/precision.md has the table. "
         "For OpenVINO; the transformers engine computes in the form that the weights have.",

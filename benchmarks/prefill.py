@@ -2,8 +2,8 @@
 
 Through the server, for each ``--prefill-piece``:
 
-- *short prompt*: the time to the first text of 50-token prompts that come one after another while the long one is
-  read, over the time of one alone;
+- *short prompt*: the time to the first text of 50-token prompts that come at random moments while the long one
+  is read, over the time of one alone;
 - *longest gap*: with four streams running, the longest time that one of them stood still during the reading;
 - *long prompt*: its own time to the first text, alone, which small pieces make longer.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import random
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -67,6 +68,7 @@ class Scene:
     def __init__(self, target: Target, piece: int) -> None:
         self._target = target
         self._seed = piece * 1000
+        self._chance = random.Random(piece)
         self.findings = Findings(piece)
 
     async def play(self, rounds: int) -> Findings:
@@ -105,9 +107,10 @@ class Scene:
         self.findings.long.append(await self._first(await self._begin(self._long_turn(), 1)))
 
     async def _short_beside_long(self) -> None:
-        """Short prompts in turn for as long as the long one is read; one that outlasts it does not count."""
+        """Short prompts at random moments while the long one is read; one that outlasts it does not count."""
         long = await self._begin(self._long_turn(), 1)
         while not long.done.done():
+            await asyncio.sleep(self._chance.uniform(0.0, 0.3))
             seconds = await self._short()
             if not long.done.done():
                 self.findings.beside.append(seconds)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import resource
 import statistics
 from collections.abc import Iterable, Sequence
 from datetime import date
@@ -48,7 +49,7 @@ def machine() -> dict[str, Any]:
         "versions": {
             name: _version(name) for name in ("openvino", "openvino-genai", "transformers", "torch", "uvicorn")
         },
-        "load_average": round(os.getloadavg()[0], 2),
+        "others_share": round(others_share(), 3),
     }
 
 
@@ -77,8 +78,36 @@ def machine_line() -> str:
     versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items() if number)
     return (
         f"{about['date']}; {about['cpu']}, {about['cores']} cores ({', '.join(about['matrix_instructions'])}); "
-        f"Python {about['python']}, {versions}; load average {about['load_average']} at the end."
+        f"Python {about['python']}, {versions}. Other processes took {100 * about['others_share']:.0f} % of the "
+        "processors meanwhile."
     )
+
+
+def others_share() -> float:
+    """Of all processors' time since this program began: what neither it nor a child that has ended took (Linux).
+
+    Above a few percent, the absolute figures are those of a busy machine.
+    """
+    busy, total = (now - then for now, then in zip(_processors(), _BEGUN, strict=True))
+    own = sum(
+        used.ru_utime + used.ru_stime
+        for used in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    )
+    return max(0.0, busy - own) / total if total else 0.0
+
+
+def _processors() -> tuple[float, float]:
+    """Seconds that all processors together were busy (or taken by the host), and all of their seconds."""
+    try:
+        times = [int(time) for time in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    except OSError:
+        return 0.0, 0.0
+    hertz = os.sysconf("SC_CLK_TCK")
+    idle = times[3] + times[4]
+    return (sum(times) - idle) / hertz, sum(times) / hertz
+
+
+_BEGUN = _processors()
 
 
 def spread(values: Sequence[float]) -> str:

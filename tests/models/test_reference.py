@@ -62,3 +62,8 @@ def test_no_text_breaks_the_parser(ref: str) -> None:
 def test_the_home_of_nobody_is_an_error_that_says_so() -> None:
     with pytest.raises(ModelUnavailable, match="home"):
         parse_reference("~no-such-user-here/model.gguf")
+
+
+def test_a_name_too_long_for_a_file_is_an_error_that_says_so() -> None:
+    with pytest.raises(ModelUnavailable, match="too long"):
+        parse_reference("x" * 300)

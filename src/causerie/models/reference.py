@@ -61,9 +61,13 @@ def parse_reference(ref: str) -> Reference:
         raise ModelUnavailable(
             f"{ref!r} begins with the home of a user who is not here. {_FORMS}", param="model"
         ) from None
-    if path.is_dir():
+    try:
+        is_dir, is_file = path.is_dir(), path.is_file()
+    except OSError as error:
+        raise ModelUnavailable(f"{ref!r} cannot be looked up: {error.strerror}. {_FORMS}", param="model") from None
+    if is_dir:
         return LocalFolder(path.resolve())
-    if path.is_file():
+    if is_file:
         if path.suffix.lower() == ".gguf":
             return LocalGguf(path.resolve())
         raise ModelUnavailable(f"{ref!r} is a file, but not a .gguf file. {_FORMS}", param="model")

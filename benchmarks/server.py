@@ -24,8 +24,10 @@ def free_port() -> int:
 
 
 def cpu_of(pid: int) -> float:
-    """Processor seconds that the threads of a process took so far (Linux)."""
-    return sum(_on_cpu(task / "schedstat") for task in Path(f"/proc/{pid}/task").iterdir())
+    """Processor seconds that the threads of a process and of its children took so far (Linux)."""
+    tasks = list(Path(f"/proc/{pid}/task").iterdir())
+    children = [child for task in tasks for child in _read(task / "children").split()]
+    return sum(_on_cpu(task / "schedstat") for task in tasks) + sum(cpu_of(int(child)) for child in children)
 
 
 def main_thread_cpu_of(pid: int) -> float:
@@ -34,10 +36,14 @@ def main_thread_cpu_of(pid: int) -> float:
 
 
 def _on_cpu(schedstat: Path) -> float:
+    return int((_read(schedstat) or "0").split()[0]) / 1e9
+
+
+def _read(file: Path) -> str:
     try:
-        return int(schedstat.read_text().split()[0]) / 1e9
+        return file.read_text()
     except (FileNotFoundError, ProcessLookupError):
-        return 0.0
+        return ""
 
 
 class Server:

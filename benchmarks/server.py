@@ -25,9 +25,13 @@ def free_port() -> int:
 
 def cpu_of(pid: int) -> float:
     """Processor seconds that the threads of a process and of its children took so far (Linux)."""
-    tasks = list(Path(f"/proc/{pid}/task").iterdir())
-    children = [child for task in tasks for child in _read(task / "children").split()]
-    return sum(_on_cpu(task / "schedstat") for task in tasks) + sum(cpu_of(int(child)) for child in children)
+    own = sum(_on_cpu(task / "schedstat") for task in Path(f"/proc/{pid}/task").iterdir())
+    return own + sum(cpu_of(child) for child in _children(pid))
+
+
+def _children(pid: int) -> list[int]:
+    stats = ((int(stat.parent.name), _read(stat)) for stat in Path("/proc").glob("[0-9]*/stat"))
+    return [child for child, stat in stats if stat and int(stat.rpartition(")")[2].split()[1]) == pid]
 
 
 def main_thread_cpu_of(pid: int) -> float:

@@ -91,7 +91,7 @@ def main() -> None:
         *("streams", "causerie tok/s", f"{name} tok/s", "ratio", "pairs: median (range)"),
         *("first p50, ms", f"{name} p50", "first p99, ms", f"{name} p99"),
     )
-    print(machine_line() + "\n")
+    print(machine_line() + f" ({name} is one of them.)\n")
     print(table(headers, rows))
     if idle is not None:
         print(f"\n{name} took {100 * idle:.1f} % of a core while causerie was measured.")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -47,8 +48,10 @@ from causerie.types import (
     TextDelta,
     TextPrompt,
 )
+from tests.support import service as support
 
 numbers = itertools.count()
+until = partial(support.until, seconds=10)
 
 
 def request(
@@ -80,13 +83,6 @@ async def events(log: ResponseLog) -> list[Event]:
 def text_of(found: Iterable[Event], index: int = 0) -> str:
     deltas = [event for event in found if isinstance(event, TextDelta)]
     return "".join(part.text for delta in deltas for part in delta.parts if part.index == index)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Let the loop and the engine's thread run until ``condition`` holds."""
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
 
 
 def forever(_: Sequence[int]) -> Iterator[int]:

@@ -1,7 +1,7 @@
 """OpenVINO GenAI's continuous batching as an engine: paged KV cache, prefix caching, all sequences in each step.
 
-What was read and tried of the runtime stands in ``docs/decisions.md``. What matters here: it enforces neither a
-context window nor ``max_num_seqs`` (the service does), it says IGNORED where it ran out of blocks (a failure, not
+What was read and tried of the runtime stands in ``docs/log.md``. What matters here: it enforces neither a context
+window nor ``max_num_seqs`` (the service does), it says IGNORED where it ran out of blocks (a failure, not
 a finish), it does not say how many prompt tokens it reused, and it samples every request that names no seed
 from the same seed.
 """

@@ -8,20 +8,9 @@ from fnmatch import fnmatch
 from typing import Literal
 
 from causerie.errors import MissingExtra, ModelUnavailable
+from causerie.models.folder import TEXT_FILES
 
-_COMMON = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.model",
-    "chat_template.jinja",
-    "chat_template.json",
-)
+_COMMON = ("config.json", "generation_config.json", "tokenizer.model", *TEXT_FILES)
 _SAFETENSORS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
 _OPENVINO = ("openvino_model.xml", "openvino_model.bin", "causerie.json")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")

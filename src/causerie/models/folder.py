@@ -11,9 +11,20 @@ from typing import Any, Literal
 from causerie.errors import ModelUnavailable
 from causerie.models.precision import WeightForm
 
-__all__ = ["DESCRIPTION_FILE", "ModelFolder", "WeightForm", "read_folder", "write_folder"]
+__all__ = ["DESCRIPTION_FILE", "TEXT_FILES", "ModelFolder", "WeightForm", "read_folder", "write_folder"]
 
 DESCRIPTION_FILE = "causerie.json"
+TEXT_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+"""What the tokenizer and the chat template are read from, so what is fetched and what the fingerprint covers."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,18 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from causerie.errors import ModelUnavailable
-from causerie.models.folder import DESCRIPTION_FILE, ModelFolder, read_folder
+from causerie.models.folder import DESCRIPTION_FILE, TEXT_FILES, ModelFolder, read_folder
 
-_TEXT_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-)
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
 
 
@@ -163,7 +153,7 @@ def _fingerprint(path: Path, weights: Iterable[Path], form: str) -> str:
         real = file.resolve()
         status = real.stat()
         digest.update(f"{file.name} {real.name} {status.st_size} {status.st_mtime_ns}\n".encode())
-    for file in (path / name for name in _TEXT_FILES):
+    for file in (path / name for name in TEXT_FILES):
         if file.is_file():
             digest.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()

@@ -13,15 +13,14 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import openvino
-import openvino_genai
 
 from causerie.chat.build import openvino_engine
 from causerie.config import Settings
-from causerie.engines.openvino import OpenVINOEngine
+from causerie.engines import openvino_runtime
 from causerie.models.precision import PRECISIONS, Precision
 from causerie.models.resolve import resolve
 from causerie.types import SamplingParams
@@ -38,10 +37,8 @@ class RawEngine:
             PRECISIONS[settings.precision] = precision
         chosen = PRECISIONS[settings.precision]
         folder = resolve(settings.model, form=chosen.form, engine="openvino")
-        self._engine = cast(OpenVINOEngine, openvino_engine(folder, settings))
-        self._pipeline = openvino_genai.ContinuousBatchingPipeline(
-            str(folder.path), self._engine.scheduler(), "CPU", dict(chosen.properties)
-        )
+        self._setup = openvino_engine(folder, settings).setup
+        self._pipeline = openvino_runtime.pipeline(self._setup)
         self._requests = 0
 
     def generate(self, prompts: Sequence[Sequence[int]], tokens: int) -> dict[str, Any]:
@@ -114,9 +111,8 @@ class RawEngine:
         return self._pipeline.add_request(self._requests, openvino.Tensor(ids), config)
 
     def _config(self, tokens: int, logprobs: int | None = None) -> Any:
-        return self._engine.generation(
-            SamplingParams(max_tokens=tokens, temperature=0.0, ignore_eos=True, logprobs=logprobs)
-        )
+        sampling = SamplingParams(max_tokens=tokens, temperature=0.0, ignore_eos=True, logprobs=logprobs)
+        return openvino_runtime.generation(sampling, self._setup.eos_token_ids)
 
 
 class RawError(Exception):

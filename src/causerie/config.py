@@ -52,7 +52,7 @@ class Settings(BaseModel):
         default=1.0, gt=0, le=4096, description="Memory for the KV cache, in GiB; bounds what runs at once."
     )
     prefill_piece: int = Field(
-        default=256,
+        default=128,
         ge=32,
         le=65536,
         description="Longest piece, in tokens, in which a prompt is read before others get their turn.",

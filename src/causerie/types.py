@@ -32,6 +32,8 @@ class ChatPrompt:
 
     messages: tuple[Message, ...]
     overflow: Literal["error", "drop_oldest"] = "error"
+    field: str = "messages"
+    """What the client's protocol calls it, for errors."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
 
+from causerie.chat.build import engine_config
+from causerie.config import Settings
 from causerie.engines.base import EndReason, Engine, Update
 from causerie.engines.openvino import BLOCK, OpenVINOEngine
 from causerie.engines.stepping import Cancel, Command, Submit
@@ -41,15 +46,9 @@ def openvino(folder: ModelFolder, blocks: int) -> OpenVINOEngine:
     precision = PRECISIONS["balanced"]
     wanted = blocks * BLOCK * folder.kv_bytes_per_token
     for share in (0.25, 0.5, 0.5625, 1.0, 2.0):
+        settings = Settings(kv_cache_gib=wanted * share * 1.01 / 2**30, max_batch_size=64)
         engine = OpenVINOEngine(
-            folder.path,
-            context_window=folder.context_window,
-            eos_token_ids=folder.eos_token_ids,
-            kv_bytes_per_token=folder.kv_bytes_per_token,
-            kv_cache_bytes=int(wanted * share * 1.01),
-            max_sequences=64,
-            prompt_tokens_per_step=256,
-            properties=precision.properties,
+            engine_config(folder, settings), prompt_tokens_per_step=256, properties=precision.properties
         )
         if engine.info.kv_tokens >= blocks * BLOCK:
             break
@@ -135,6 +134,50 @@ def test_a_prefilled_prompt_is_answered_as_one_that_was_not(table: MakeTable) ->
     assert len(desk.result(5)[1]) == len(cold[1])
 
 
+def kill_runtime(engine: OpenVINOEngine) -> int:
+    pid = engine.runtime_pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    return pid
+
+
+def test_a_runtime_that_is_killed_ends_its_streams_as_failed_and_the_next_one_is_answered(table: MakeTable) -> None:
+    desk = table(256)
+    endless = SamplingParams(max_tokens=4000, temperature=0.0, ignore_eos=True)
+    for number in (1, 2):
+        desk.engine.submit(number, ids(number), endless)
+    desk.recorder.wait(lambda: all(len(desk.recorder.ids(number)) > 2 for number in (1, 2)))
+    killed = kill_runtime(desk.engine)
+    for number in (1, 2):
+        assert desk.result(number)[0] is EndReason.ERROR
+        assert "Try again" in desk.recorder.of(number)[-1].detail
+    desk.engine.submit(3, ids(3), GREEDY)
+    assert desk.result(3)[0] is EndReason.LENGTH
+    assert desk.engine.runtime_pid != killed
+
+
+def test_a_runtime_that_is_killed_while_it_has_nothing_to_do_costs_nobody_an_answer(table: MakeTable) -> None:
+    desk = table(256)
+    desk.engine.submit(1, ids(1), GREEDY)
+    said = desk.result(1)
+    kill_runtime(desk.engine)
+    desk.engine.submit(2, ids(1), GREEDY)
+    assert desk.result(2) == said
+
+
+def test_while_a_step_computes_the_interpreter_is_free(table: MakeTable) -> None:
+    desk = table(256)
+    desk.engine.submit(1, ids(1, 2000), GREEDY)
+    longest = 0.0
+    begin = last = time.monotonic()
+    while not desk.recorder.ids(1):
+        time.sleep(0.002)
+        now = time.monotonic()
+        longest, last = max(longest, now - last), now
+    # The prompt is read in one step, which keeps the lock of the process that computes it.
+    assert longest < (last - begin) / 2
+
+
 class Hand:
     """An engine whose steps the test takes itself, so that it decides what comes between which."""
 
@@ -154,6 +197,28 @@ class Hand:
         while number not in self.said:
             self.step()
         return self.said[number][0].logprobs[0]
+
+
+def test_what_had_not_begun_when_the_runtime_died_is_generated_by_the_next_but_not_tried_for_ever(
+    default_folder: ModelFolder,
+) -> None:
+    hand = Hand(default_folder)
+    killed = kill_runtime(hand.engine)
+    hand.step(Submit(1, ids(1), GREEDY), Submit(2, ids(2), GREEDY))
+    assert hand.said == {}
+    assert hand.engine.runtime_pid not in {None, killed}
+    hand.step(Cancel(2))
+    assert len(hand.ids(1)) == 1
+    kill_runtime(hand.engine)
+    hand.step(Submit(3, ids(3), GREEDY))
+    kill_runtime(hand.engine)
+    hand.step()
+    assert [hand.said[number][-1].ended for number in (1, 2, 3)] == [
+        EndReason.ERROR,
+        EndReason.CANCELLED,
+        EndReason.ERROR,
+    ]
+    hand.engine._close()
 
 
 @pytest.mark.parametrize("end", ["by its limit", "by a cancel before", "by a cancel in the same gap"])

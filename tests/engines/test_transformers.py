@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from causerie.engines.base import EndReason, Engine
+from causerie.engines.base import EndReason, Engine, EngineConfig
 from causerie.engines.transformers import TransformersEngine
 from causerie.engines.transformers_batching import PAGE
 from causerie.errors import ModelUnavailable
@@ -42,16 +42,16 @@ def folder(request: pytest.FixtureRequest, folders: dict[str, Path]) -> Path:
     return folders[request.param]
 
 
-def make(folder: Path, **changes: Any) -> TransformersEngine:
-    settings: dict[str, Any] = {
-        "context_window": 1024,
-        "eos_token_ids": frozenset({0}),
-        "kv_bytes_per_token": BYTES_PER_TOKEN,
-        "kv_cache_bytes": 4096 * BYTES_PER_TOKEN * 2,
-        "max_sequences": 16,
-        "device": "cpu",
-    }
-    return TransformersEngine(folder, **{**settings, **changes})
+def make(folder: Path, device: str = "cpu", **changes: Any) -> TransformersEngine:
+    config = EngineConfig(
+        folder=folder,
+        context_window=1024,
+        eos_token_ids=frozenset({0}),
+        kv_bytes_per_token=BYTES_PER_TOKEN,
+        kv_cache_bytes=4096 * BYTES_PER_TOKEN * 2,
+        max_sequences=16,
+    )
+    return TransformersEngine(replace(config, **changes), device=device)
 
 
 @pytest.fixture

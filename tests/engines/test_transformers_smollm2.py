@@ -10,6 +10,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from causerie.chat.build import engine_config
+from causerie.config import Settings
 from causerie.engines.base import EndReason
 from causerie.engines.transformers import TransformersEngine
 from causerie.models.folder import ModelFolder
@@ -35,12 +37,7 @@ def engine(folder: ModelFolder) -> Iterator[tuple[TransformersEngine, Recorder]]
     torch.set_num_threads(1)  # a second one waits long on a busy machine
     engine, recorder = (
         TransformersEngine(
-            folder.path,
-            context_window=folder.context_window,
-            eos_token_ids=folder.eos_token_ids,
-            kv_bytes_per_token=folder.kv_bytes_per_token,
-            kv_cache_bytes=2**28,
-            max_sequences=8,
+            engine_config(folder, Settings(kv_cache_gib=0.25, max_batch_size=8)),
             device="cpu",
         ),
         Recorder(),

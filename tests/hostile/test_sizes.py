@@ -212,6 +212,7 @@ class TestContextWindow:
             answer = real.ask("POST", path, body)
             assert answer.status == 400, path
             assert answer.error["code"] == "context_length_exceeded"
+            assert answer.error["param"] == ("messages" if "chat" in path else "prompt")
             assert "8192" in answer.error["message"]
             numbers = [int(word.strip(".,")) for word in answer.error["message"].split() if word.strip(".,").isdigit()]
             assert any(8192 < number < 9100 for number in numbers), numbers

@@ -21,8 +21,8 @@ def parse(query: str = "", body: bytes = b"", content_type: str | None = None) -
 
 
 def test_prompt_is_one_user_turn() -> None:
-    assert parse("prompt=Hi%20there").prompt == ChatPrompt((Message("user", "Hi there"),))
-    assert parse(body="Grüße".encode()).prompt == ChatPrompt((Message("user", "Grüße"),))
+    assert parse("prompt=Hi%20there").prompt == ChatPrompt((Message("user", "Hi there"),), field="prompt")
+    assert parse(body="Grüße".encode()).prompt == ChatPrompt((Message("user", "Grüße"),), field="prompt")
 
 
 def test_raw_prompt_is_continued_bare() -> None:
@@ -77,7 +77,7 @@ def test_unknown_parameter_gets_a_hint() -> None:
     "content_type", [None, "", "text/plain", "text/plain; charset=UTF-8", "Text/Plain;charset=utf8"]
 )
 def test_text_body_is_the_prompt(content_type: str | None) -> None:
-    assert parse(body=b"Hi", content_type=content_type).prompt == ChatPrompt((Message("user", "Hi"),))
+    assert parse(body=b"Hi", content_type=content_type).prompt == ChatPrompt((Message("user", "Hi"),), field="prompt")
 
 
 @pytest.mark.parametrize(
@@ -107,6 +107,6 @@ def test_too_many_parameters_are_refused() -> None:
 
 @given(st.text(min_size=1))
 def test_any_text_survives_both_ways_in(text: str) -> None:
-    expected = ChatPrompt((Message("user", text),))
+    expected = ChatPrompt((Message("user", text),), field="prompt")
     assert parse("prompt=" + quote(text)).prompt == expected
     assert parse(body=text.encode()).prompt == expected

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from causerie.chat.service import ChatService
 from causerie.config import Settings
-from causerie.engines.base import Engine
+from causerie.engines.base import Engine, EngineConfig
 from causerie.engines.scripted import ScriptedEngine
 from causerie.errors import ConfigError
 from causerie.models.folder import ModelFolder
@@ -13,9 +15,12 @@ from causerie.models.progress import Progress
 from causerie.models.resolve import resolve
 from causerie.text.model import TextModel
 
+if TYPE_CHECKING:
+    from causerie.engines.openvino import OpenVINOEngine
+
 _BURST_TOKENS = 2048
-"""New prompt tokens that one step of OpenVINO reads. A burst of short prompts that is let in more slowly decodes in
-small batches for longer: 64 at once gave 0.80 of the raw engine's tokens/s at 256, 0.92 at 1,024."""
+"""New prompt tokens that one step of OpenVINO reads: room for a burst of 64 short prompts. One that is let in more
+slowly decodes in small batches for longer: it reached 0.80 of the raw engine's tokens/s with 256, 0.92 with 1,024."""
 
 _SCRIPTED_PACE = 0.03
 """Seconds between the scripted engine's steps, so that an interface has something to show."""
@@ -56,16 +61,11 @@ def choose_engine(settings: Settings, folder: ModelFolder) -> tuple[str, str]:
     return settings.engine, "asked for"
 
 
-def openvino_engine(folder: ModelFolder, settings: Settings) -> Engine:
+def openvino_engine(folder: ModelFolder, settings: Settings) -> OpenVINOEngine:
     from causerie.engines.openvino import OpenVINOEngine
 
     return OpenVINOEngine(
-        folder.path,
-        context_window=folder.context_window,
-        eos_token_ids=folder.eos_token_ids,
-        kv_bytes_per_token=folder.kv_bytes_per_token,
-        kv_cache_bytes=int(settings.kv_cache_gib * 2**30),
-        max_sequences=settings.max_batch_size,
+        engine_config(folder, settings),
         prompt_tokens_per_step=max(settings.prefill_piece, _BURST_TOKENS),
         properties=PRECISIONS[settings.precision].properties,
     )
@@ -74,12 +74,15 @@ def openvino_engine(folder: ModelFolder, settings: Settings) -> Engine:
 def transformers_engine(folder: ModelFolder, settings: Settings) -> Engine:
     from causerie.engines.transformers import TransformersEngine
 
-    return TransformersEngine(
-        folder.path,
+    return TransformersEngine(engine_config(folder, settings), step_tokens=settings.prefill_piece)
+
+
+def engine_config(folder: ModelFolder, settings: Settings) -> EngineConfig:
+    return EngineConfig(
+        folder=folder.path,
         context_window=folder.context_window,
         eos_token_ids=folder.eos_token_ids,
         kv_bytes_per_token=folder.kv_bytes_per_token,
         kv_cache_bytes=int(settings.kv_cache_gib * 2**30),
         max_sequences=settings.max_batch_size,
-        step_tokens=settings.prefill_piece,
     )

@@ -58,6 +58,13 @@ class Intake:
         Where the prompt's oldest turns may be left out, that is done until a quarter of the window, or the
         output limit if it is less, is free for the answer; the last turn alone may use that room.
         """
+        try:
+            return self._encode(request)
+        except ContextLengthExceeded as error:
+            error.param = _field(request.prompt)
+            raise
+
+    def _encode(self, request: GenerationRequest) -> Encoded:
         prompt, window = request.prompt, self._info.context_window
         if not isinstance(prompt, ChatPrompt) or prompt.overflow == "error":
             return Encoded(self._text.encode(prompt, limit=window))
@@ -81,8 +88,7 @@ class Intake:
         window = self._info.context_window
         left = window - prompt_tokens
         if left < 1:
-            param = "messages" if isinstance(request.prompt, ChatPrompt) else "prompt"
-            raise ContextLengthExceeded(prompt_tokens, window, param=param)
+            raise ContextLengthExceeded(prompt_tokens, window, param=_field(request.prompt))
         sampling = replace(request.sampling, max_tokens=min(request.sampling.max_tokens, left))
         if sampling.min_tokens > sampling.max_tokens:
             raise InvalidRequest(
@@ -90,6 +96,10 @@ class Intake:
                 param="min_tokens",
             )
         return sampling
+
+
+def _field(prompt: Prompt) -> str:
+    return prompt.field if isinstance(prompt, ChatPrompt) else "prompt"
 
 
 def characters(prompt: Prompt) -> int:

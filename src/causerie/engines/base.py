@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import Protocol, TypeAlias
 
 from causerie.types import SamplingParams, TokenLogprob
@@ -77,6 +78,21 @@ class EngineStats:
     running: int = 0
     kv_usage: float = 0.0
     steps: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """What every engine that loads a model is given: its folder, what is known of it, and the bounds."""
+
+    folder: Path
+    context_window: int
+    """Prompt and answer together, in tokens."""
+    eos_token_ids: frozenset[int]
+    """All ids that end an answer."""
+    kv_bytes_per_token: int
+    """What a token takes in the KV cache at two bytes per element; the engine allows for its own width."""
+    kv_cache_bytes: int
+    max_sequences: int
 
 
 class Engine(Protocol):

@@ -33,7 +33,7 @@ class Cancel:
 Command: TypeAlias = Submit | Cancel
 
 
-_LOST = "The engine failed, and what it was generating is lost. Try again."
+LOST = "The engine failed, and what it was generating is lost. Try again."
 
 
 class SteppingEngine(ABC):
@@ -166,7 +166,7 @@ class SteppingEngine(ABC):
             unseen = [command.sequence for command in commands if isinstance(command, Submit)]
             told = {update.sequence for update in updates if update.ended is not None}
             lost = [number for number in dict.fromkeys([*self._abandon(), *unseen]) if number not in told]
-            updates.extend(Update(sequence, ended=EndReason.ERROR, detail=_LOST) for sequence in lost)
+            updates.extend(Update(sequence, ended=EndReason.ERROR, detail=LOST) for sequence in lost)
             with contextlib.suppress(Exception):
                 self._close()
             self._broken = True

@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from causerie.engines.base import EndReason, EngineInfo, EngineStats, Update
+from causerie.engines.base import EndReason, EngineConfig, EngineInfo, EngineStats, Update
 from causerie.engines.stepping import Cancel, Command, SteppingEngine, Submit
 from causerie.errors import MissingExtra, ModelUnavailable
 from causerie.types import SamplingParams, TokenLogprob
@@ -50,7 +49,7 @@ class _Sequence:
 
 
 class TransformersEngine(SteppingEngine):
-    """See ``Engine``. ``kv_bytes_per_token`` counts two bytes per element; the model's own width is allowed for.
+    """See ``Engine``.
 
     ``step_tokens`` bounds how many prompt tokens one step reads, and so how long running sequences wait for it.
     ``device`` is torch's name for one; None takes the machine's accelerator, else the CPU. Attention is torch's own
@@ -61,24 +60,13 @@ class TransformersEngine(SteppingEngine):
     ``start``, which also compares what batching computes with what the model computes by itself.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        context_window: int,
-        eos_token_ids: frozenset[int],
-        kv_bytes_per_token: int,
-        kv_cache_bytes: int,
-        max_sequences: int,
-        step_tokens: int = 256,
-        device: str | None = None,
-    ) -> None:
+    def __init__(self, config: EngineConfig, *, step_tokens: int = 256, device: str | None = None) -> None:
         super().__init__()
-        self._folder = folder
-        self._description = describe(folder, device)
-        self._eos = eos_token_ids
-        bytes_per_token = kv_bytes_per_token * self._description.dtype.itemsize // 2
-        self._blocks = max(1, kv_cache_bytes // (bytes_per_token * PAGE))
+        self._folder = config.folder
+        self._description = describe(config.folder, device)
+        self._eos = config.eos_token_ids
+        bytes_per_token = config.kv_bytes_per_token * self._description.dtype.itemsize // 2
+        self._blocks = max(1, config.kv_cache_bytes // (bytes_per_token * PAGE))
         self._step_tokens = step_tokens
         self._model: Any = None
         self._batcher: Batcher | None = None
@@ -87,9 +75,9 @@ class TransformersEngine(SteppingEngine):
         self._forgetting = False
         self._info = EngineInfo(
             name="transformers",
-            context_window=context_window,
+            context_window=config.context_window,
             kv_tokens=self._blocks * PAGE,
-            max_sequences=max_sequences,
+            max_sequences=config.max_sequences,
             parameters=frozenset(SamplingParams.__dataclass_fields__),
             top_logprobs=MAX_TOP_LOGPROBS,
             prefix_block=PAGE if self._description.shares_prefixes else 0,

@@ -43,7 +43,7 @@ def parse_textbot(query: bytes, content_type: str | None, body: bytes, limits: L
     raw = fields.boolean("raw")
     text = _prompt(fields.take("prompt"), content_type, body)
     sampling, stop = _take_all(fields, limits, ("prompt", "raw"))
-    return TextCall(TextPrompt(text) if raw else ChatPrompt((Message("user", text),)), sampling, stop)
+    return TextCall(TextPrompt(text) if raw else ChatPrompt((Message("user", text),), field="prompt"), sampling, stop)
 
 
 def parse_socket(query: bytes, limits: Limits) -> tuple[SamplingParams, tuple[str, ...]]:

@@ -76,7 +76,7 @@ $(DEV)/installed: pyproject.toml constraints.txt
 	scripts/system_deps $(TEST_SYSTEM_DEPS)
 	scripts/make_venv $(DEV)
 	$(DEV)/bin/python -m pip install --upgrade 'pip>=25.1'
-	$(DEV)/bin/python -m pip install -c constraints.txt -e '.[transformers]' --group dev
+	$(DEV)/bin/python -m pip install -c constraints.txt -e '.[transformers,ray]' --group dev
 	@pwd > $@
 
 # Sees everything in the development environment except transformers and what that asks for in an older version.

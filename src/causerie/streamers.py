@@ -183,7 +183,8 @@ class BatchTextStreamer(_Streamer):
     has been left, the generation stops.
 
     Iterating over the streamer itself gives steps instead: a list with the text that each row gained (maybe empty), or
-    None for a row that has ended. Use one way or the other.
+    None for a row that has ended. Use one way or the other; with steps, too, ``rows[i].aclose()`` is how row ``i`` is
+    left, and gives None from then on.
 
     ``tokenizer`` is a fast one of transformers. ``end_ids`` end a row; by default the tokenizer's end-of-text alone, so
     name them if the model has more (``model.generation_config.eos_token_id``).
@@ -229,7 +230,7 @@ class BatchTextStreamer(_Streamer):
 
     def _gain(self, index: int, id_: int) -> str | None:
         decoder = self._decoders[index]
-        if decoder is None:
+        if decoder is None or self.rows[index]._closed:
             return None
         if id_ in self._end_ids:
             return self._end_row(index, decoder)

@@ -2,49 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
-import threading
-import time
-from pathlib import Path
 
 import pytest
 
 from tests.cli.command import serving
+from tests.examples.client import EXAMPLES, Client
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 FINISHED = "<<Response Finished>>"
-
-
-class Client:
-    """An example program, and when each piece of its output came."""
-
-    def __init__(self, name: str, *arguments: str) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, EXAMPLES / name, *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        self.pieces: list[tuple[float, bytes]] = []
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        while piece := os.read(self.process.stdout.fileno(), 65536):
-            self.pieces.append((time.monotonic(), piece))
-
-    def end(self) -> str:
-        """The whole output; the program must end well."""
-        self._reader.join(60)
-        with self.process:
-            code = self.process.wait(60)
-            assert self.process.stderr is not None
-            assert (code, self.process.stderr.read()) == (0, b"")
-        return b"".join(piece for _, piece in self.pieces).decode()
 
 
 def test_the_http_client_prints_the_answer_as_it_comes() -> None:

@@ -75,6 +75,23 @@ async def test_steps_give_none_for_rows_that_have_ended(llama: Any) -> None:
     await done
 
 
+async def test_a_row_that_is_left_gives_none_in_steps_and_the_last_to_be_left_stops_generation(llama: Any) -> None:
+    streamer = BatchTextStreamer(tokenizer(), 2)
+    arguments = saying([b"x" * 900, b"y" * 900], max_new_tokens=900)
+    done = started(streamer, llama, **arguments)
+    steps = aiter(streamer)
+    assert await anext(steps) == ["x", "y"]
+    await streamer.rows[0].aclose()
+    async for step in steps:
+        if step[0] is None:
+            assert step[1] == "y"
+            break
+    await streamer.rows[1].aclose()
+    whole = await asyncio.wait_for(done, 30)
+    assert whole.shape[1] - arguments["input_ids"].shape[1] < 900
+    assert [step async for step in steps][-1] == [None, None]
+
+
 async def test_bytes_that_are_no_character_come_at_the_end(llama: Any) -> None:
     streamer = BatchTextStreamer(tokenizer(), 1)
     done = started(streamer, llama, **saying(["é".encode()[:1]], max_new_tokens=1))

@@ -5,6 +5,7 @@ The model is a small GPT-2 on a hub of this machine, under DialoGPT's name; mark
 
 from __future__ import annotations
 
+import ast
 import re
 import time
 from collections.abc import Iterator
@@ -67,11 +68,11 @@ def running(cluster: RayCluster, *arguments: str, variables: dict[str, str] | No
 
 def tokens(bot: Bot) -> list[str]:
     """What the log has of the model's answers, token by token."""
-    return [eval(said) for said in re.findall(r"-- Token: (.*)$", bot.log, re.MULTILINE)]
+    return [ast.literal_eval(said) for said in re.findall(r"-- Token: (.*)$", bot.log, re.MULTILINE)]
 
 
 def batches(bot: Bot) -> list[list[str | None]]:
-    return [eval(said) for said in re.findall(r"-- Tokens: (.*)$", bot.log, re.MULTILINE)]
+    return [ast.literal_eval(said) for said in re.findall(r"-- Tokens: (.*)$", bot.log, re.MULTILINE)]
 
 
 def assert_came_bit_by_bit(client: Client) -> None:

@@ -20,5 +20,5 @@ class Precision:
 PRECISIONS: dict[str, Precision] = {
     "exact": Precision("f16", {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}),
     "balanced": Precision("f16", {"KV_CACHE_PRECISION": "f16"}),
-    "small": Precision("q8_0", {"KV_CACHE_PRECISION": "u8"}),
+    "small": Precision("q8_0", {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f16"}),
 }

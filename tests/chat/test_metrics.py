@@ -13,7 +13,7 @@ def samples(metrics: Metrics) -> dict[str, float]:
     """Every sample by its name and labels, read with Prometheus' own parser."""
     return {
         sample.name.removeprefix("causerie:") + "".join(f"|{value}" for value in sample.labels.values()): sample.value
-        for family in text_string_to_metric_families(metrics.render()[0].decode())
+        for family in text_string_to_metric_families(metrics.render().decode())
         for sample in family.samples
     }
 

@@ -23,14 +23,16 @@ from typing import Any
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SERVE = Path(sys.executable).with_name("serve")
-CPUS = 2
 _WORD = "cluster: "
 
 
 class RayCluster:
-    """Two CPUs, no dashboard, ports and folders of its own, whatever else runs on the machine."""
+    """No dashboard, ports and folders of its own, whatever else runs on the machine.
 
-    def __init__(self) -> None:
+    ``cpus`` is how many it believes to have, and with that how many replicas it places.
+    """
+
+    def __init__(self, cpus: int = 2) -> None:
         # Ray's sockets lie in it, whose paths may not be long.
         self.folder = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))
         self.environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {
@@ -42,7 +44,7 @@ class RayCluster:
         with (self.folder / "stderr").open("wb") as stderr:
             self._process = subprocess.Popen(
                 # -P: beside this file lies an http.py.
-                [sys.executable, "-P", __file__, str(self.folder)],
+                [sys.executable, "-P", __file__, str(self.folder), str(cpus)],
                 env=self.environment,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -173,13 +175,13 @@ def until(condition: Callable[[], object], within: float) -> None:
         time.sleep(0.02)
 
 
-def _run_cluster(folder: str) -> None:
+def _run_cluster(folder: str, cpus: int) -> None:
     import ray
     from ray import serve
     from ray.serve.config import HTTPOptions
 
     context: Any = ray.init(
-        "local", num_cpus=CPUS, include_dashboard=False, _temp_dir=folder, namespace="serve", log_to_driver=False
+        "local", num_cpus=cpus, include_dashboard=False, _temp_dir=folder, namespace="serve", log_to_driver=False
     )
     print(_WORD + context.address_info["gcs_address"], flush=True)
     for port in sys.stdin:
@@ -190,4 +192,4 @@ def _run_cluster(folder: str) -> None:
 
 
 if __name__ == "__main__":
-    _run_cluster(sys.argv[1])
+    _run_cluster(sys.argv[1], int(sys.argv[2]))

@@ -35,7 +35,7 @@ def test_every_metric_is_named() -> None:
     metrics.rejected("overloaded")
     metrics.failed("engine_error")
     metrics.finished(FinishReason.STOP, 1, 1, 1.0)
-    exposed = set(re.findall(r"^# HELP (\S+)", metrics.render()[0].decode(), re.MULTILINE))
+    exposed = set(re.findall(r"^# HELP (\S+)", metrics.render().decode(), re.MULTILINE))
     named = {name.partition("{")[0] for name in re.findall(r"`(causerie:[^`]+)`", DOC)} - {"causerie:"}
     assert named == {name for name in exposed if not name.endswith("_created")}
 

@@ -31,14 +31,36 @@ def build_service(settings: Settings, *, progress: Progress | None = None) -> Ch
 
     Blocking, for minutes the first time. Raises ModelUnavailable, MissingExtra or ConfigError.
     """
+    folder = find_model(settings, progress=progress)
+    engine, why = build_engine(settings, folder)
+    text, name = build_text(folder)
+    return ChatService(engine, text, name, settings, engine_reason=why)
+
+
+def find_model(settings: Settings, *, progress: Progress | None = None) -> ModelFolder | None:
+    """The folder of the settings' model, fetched and converted if need be; None for the scripted engine."""
     if settings.engine == "scripted":
-        return scripted_service(settings, ScriptedEngine(step_seconds=_SCRIPTED_PACE, ids_per_step=4))
-    precision = PRECISIONS[settings.precision]
-    folder = resolve(settings.model, form=precision.form, engine=settings.engine, progress=progress)
+        return None
+    form = PRECISIONS[settings.precision].form
+    return resolve(settings.model, form=form, engine=settings.engine, progress=progress)
+
+
+def build_engine(settings: Settings, folder: ModelFolder | None) -> tuple[Engine, str]:
+    """An engine that was not started yet, and why it is this one."""
+    if folder is None:
+        engine = ScriptedEngine(step_seconds=_SCRIPTED_PACE, ids_per_step=4, max_sequences=settings.max_batch_size)
+        return engine, "asked for"
     name, why = choose_engine(settings, folder)
+    make = openvino_engine if name == "openvino" else transformers_engine
+    return make(folder, settings), why
+
+
+def build_text(folder: ModelFolder | None) -> tuple[TextModel, str]:
+    """The model's side of text, and its name. The scripted engine has the bytes for a vocabulary."""
+    if folder is None:
+        return TextModel.bytes(), "scripted"
     text = TextModel.load(folder.path, eos_token_ids=folder.eos_token_ids, bos_token_id=folder.bos_token_id)
-    engine = openvino_engine(folder, settings) if name == "openvino" else transformers_engine(folder, settings)
-    return ChatService(engine, text, folder.name, settings, engine_reason=why)
+    return text, folder.name
 
 
 def scripted_service(settings: Settings, engine: ScriptedEngine | None = None) -> ChatService:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.exposition import generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -109,9 +109,9 @@ class Metrics:
         """A request that was submitted failed; ``code`` is the error's."""
         self._failures.labels(code).inc()
 
-    def render(self) -> tuple[bytes, str]:
-        """The text exposition, and its content type."""
-        return generate_latest(self._registry), CONTENT_TYPE_LATEST
+    def render(self) -> bytes:
+        """The text exposition (Prometheus' format 0.0.4)."""
+        return generate_latest(self._registry)
 
     def _counter(self, name: str, help_text: str, *labels: str) -> Counter:
         return Counter(PREFIX + name, help_text, labels, registry=self._registry)

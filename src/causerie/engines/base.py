@@ -73,7 +73,7 @@ class EngineInfo:
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """A snapshot. ``kv_usage`` is a share from 0 to 1."""
+    """A snapshot. ``kv_usage`` is a share from 0 to 1, and not a number where it is not known."""
 
     running: int = 0
     kv_usage: float = 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Awaitable, Callable
 
 from starlette.exceptions import HTTPException
 from starlette.routing import Route, Router, WebSocketRoute
@@ -28,7 +29,7 @@ _LINGER = 2.0
 class App:
     """Every surface of one service. ``drain`` closes what would otherwise never end."""
 
-    def __init__(self, service: ChatService) -> None:
+    def __init__(self, service: ChatService, metrics: Callable[[], Awaitable[bytes]]) -> None:
         self._chatbot = Chatbot(service)
         models = Models(service)
         self._router = Router(
@@ -42,7 +43,7 @@ class App:
                 Route("/v1/models/{name:path}", models, methods=["GET"]),
                 Route("/health", Health(service), methods=["GET"]),
                 Route("/ready", Ready(service), methods=["GET"]),
-                Route("/metrics", MetricsPage(service), methods=["GET"]),
+                Route("/metrics", MetricsPage(metrics), methods=["GET"]),
             ],
             redirect_slashes=False,
         )
@@ -78,9 +79,16 @@ class App:
             await error_response(unexpected, id_)(scope, receive, send)
 
 
-def create_app(service: ChatService) -> App:
-    """The ASGI application on ``service``, which its owner starts and stops."""
-    return App(service)
+def create_app(service: ChatService, metrics: Callable[[], Awaitable[bytes]] | None = None) -> App:
+    """The ASGI application on ``service``, which its owner starts and stops.
+
+    ``metrics`` gives what ``/metrics`` answers where that is more than the service's own.
+    """
+
+    async def own() -> bytes:
+        return service.metrics.render()
+
+    return App(service, metrics or own)
 
 
 async def _refuse_body(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 import orjson
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 
@@ -48,11 +51,13 @@ class Ready:
 
 
 class MetricsPage:
-    def __init__(self, service: ChatService) -> None:
-        self._service = service
+    """``render`` gives the text exposition."""
+
+    def __init__(self, render: Callable[[], Awaitable[bytes]]) -> None:
+        self._render = render
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        body, content_type = self._service.metrics.render()
+        body, content_type = await self._render(), CONTENT_TYPE_LATEST
         await Response(body, headers={"content-type": content_type, **id_header(scope)})(scope, receive, send)
 
 

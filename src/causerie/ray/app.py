@@ -1,0 +1,167 @@
+"""The application: an ingress that holds the sockets, and a pool of engines behind it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing, suppress
+from contextvars import Context
+from dataclasses import replace
+from typing import Any
+
+from click import ClickException
+from ray import serve
+from ray.serve.config import AutoscalingConfig, RequestRouterConfig
+from ray.serve.handle import DeploymentHandle
+
+from causerie.chat.build import build_engine, build_text, find_model
+from causerie.chat.service import ChatService
+from causerie.config import Settings, load_settings
+from causerie.engines.base import EngineInfo, Update
+from causerie.errors import ConfigError
+from causerie.ray.engine import Begun, PooledEngine, pool_of
+from causerie.ray.metrics import join
+from causerie.ray.replica import ALIVE_SECONDS, EngineHost
+from causerie.ray.routing import PreferredReplicaRouter
+from causerie.types import SamplingParams
+from causerie.web.app import App, create_app
+
+SCRAPE_SECONDS = 5.0
+"""How long /metrics waits for the other replicas."""
+
+_RAYS_OWN = {
+    "host": "give http_options.host in the config file, or serve start --http-host",
+    "port": "give http_options.port in the config file, or serve start --http-port",
+    "log_level": "give logging_config in the config file",
+}
+
+
+class Engine:
+    """A replica of the pool. Its constructor loads the model."""
+
+    async def __init__(self, settings: dict[str, Any]) -> None:
+        chosen = Settings(**settings)
+        folder = await asyncio.to_thread(find_model, chosen)
+        engine, self._reason = await asyncio.to_thread(build_engine, chosen, folder)
+        self._host = EngineHost(engine, prefill_piece=chosen.prefill_piece)
+        self._name = serve.get_replica_context().replica_id.unique_id
+        await self._host.start()
+
+    async def scrape(self) -> tuple[str, bytes]:
+        """Its name, and what it has to say to Prometheus."""
+        return self._name, self._host.metrics()
+
+    async def describe(self) -> tuple[EngineInfo, str]:
+        """What one replica can do, and why its engine is this one."""
+        return self._host.info, self._reason
+
+    async def alive(self, caller: str) -> None:
+        """See ``EngineHost.alive``."""
+        self._host.alive(caller)
+
+    async def generate(
+        self, caller: str, prompt: list[int], sampling: SamplingParams
+    ) -> AsyncIterator[Begun | list[Update]]:
+        """See ``EngineHost.generate``; first comes whose stream it is."""
+        yield Begun(self._name)
+        async with aclosing(self._host.generate(caller, prompt, sampling)) as stream:
+            async for updates in stream:
+                yield updates
+
+
+class Ingress:
+    """Sockets, protocols, admission and response logs: the whole server of ``causerie serve``, without its engine."""
+
+    async def __init__(self, engines: DeploymentHandle[Engine], settings: dict[str, Any], replicas: int) -> None:
+        chosen = Settings(**settings)
+        folder = await asyncio.to_thread(find_model, chosen)
+        text, name = await asyncio.to_thread(build_text, folder)
+        one, reason = await engines.describe.remote()
+        pool = replace(one, kv_tokens=one.kv_tokens * replicas, max_sequences=one.max_sequences * replicas)
+        context = serve.get_replica_context()
+        self._name = context.replica_id.unique_id
+        engine = PooledEngine(
+            pool_of(engines, self._name), pool, replica_kv_tokens=one.kv_tokens, replica_sequences=one.max_sequences
+        )
+        whole = chosen.model_copy(update={"max_batch_size": pool.max_sequences})
+        self._service = ChatService(engine, text, name, whole, engine_reason=reason)
+        await self._service.start()
+        self._everybody = (engines, serve.get_deployment_handle(context.deployment, context.app_name))
+        self._heart = asyncio.get_running_loop().create_task(self._beat(engines), context=Context())
+
+    async def _beat(self, engines: DeploymentHandle[Engine]) -> None:
+        """Tell the engines that this ingress lives, for as long as it does."""
+        while True:
+            with suppress(Exception):  # Whoever cannot be told now is told next time.
+                await engines.broadcast("alive", self._name).results_async(
+                    timeout_s=ALIVE_SECONDS, return_exceptions=True
+                )
+            await asyncio.sleep(ALIVE_SECONDS)
+
+    def __serve_build_asgi_app__(self) -> App:
+        return create_app(self._service, self._metrics)
+
+    async def scrape(self) -> tuple[str, bytes]:
+        """Its name, and what it has to say to Prometheus."""
+        return self._name, self._service.metrics.render()
+
+    async def _metrics(self) -> bytes:
+        """Of all replicas, not only of the one that was asked; one that cannot answer is left out."""
+        asked = [handle.broadcast("scrape") for handle in self._everybody]
+        answers = await asyncio.gather(
+            *(one.results_async(timeout_s=SCRAPE_SECONDS, return_exceptions=True) for one in asked),
+            return_exceptions=True,
+        )
+        found = [page for pages in answers if isinstance(pages, list) for page in pages]
+        return join(dict(page for page in found if isinstance(page, tuple)))
+
+
+def build(args: Mapping[str, Any]) -> serve.Application:
+    """The application for ``serve run causerie.ray:build name=value…`` and for ``args`` in a config file.
+
+    ``args`` are settings by their YAML names, and ``engines``: how many engine replicas, as ``2`` or ``1-4`` to have
+    Ray Serve scale between the two by load. Raises ClickException for one that is unknown or out of range.
+    """
+    try:
+        settings, least, most = _take(dict(args))
+    except ConfigError as error:
+        raise ClickException(error.message) from None  # ``serve run`` tells it in one line.
+    values = settings.model_dump()
+    engine_options: dict[str, Any] = {"num_replicas": least}
+    if most > least:
+        engine_options = {
+            "autoscaling_config": AutoscalingConfig(
+                min_replicas=least, max_replicas=most, target_ongoing_requests=max(1, settings.max_batch_size // 2)
+            )
+        }
+    router: Any = PreferredReplicaRouter
+    engines = serve.deployment(
+        name="Engine",
+        max_ongoing_requests=settings.max_batch_size,
+        request_router_config=RequestRouterConfig(request_router_class=router),
+        graceful_shutdown_timeout_s=settings.shutdown_deadline,
+        health_check_period_s=2,
+        logging_config={"enable_access_log": False},  # The ingress has a line for each request, and nobody else asks.
+        **engine_options,
+    )(Engine)
+    ingress = serve.deployment(
+        name="Ingress",
+        max_ongoing_requests=100_000,  # An open socket that says nothing costs nothing, and admission is our own.
+        graceful_shutdown_timeout_s=settings.shutdown_deadline,
+        health_check_period_s=2,
+    )(serve.ingress(None)(Ingress))
+    return ingress.bind(engines.bind(values), values, most)
+
+
+def _take(given: dict[str, Any]) -> tuple[Settings, int, int]:
+    text = str(given.pop("engines", "1"))
+    for name in sorted(set(given) & set(_RAYS_OWN)):
+        raise ConfigError(f"On Ray Serve, {name!r} is not causerie's to set: {_RAYS_OWN[name]}.", param=name)
+    least, _, most = text.partition("-")
+    try:
+        found = int(least), int(most or least)
+    except ValueError:
+        found = (0, 0)
+    if not 1 <= found[0] <= found[1]:
+        raise ConfigError(f"'engines' must be a number from 1, or two as in 1-4, not {text!r}.", param="engines")
+    return load_settings(given), *found

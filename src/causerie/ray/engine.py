@@ -1,0 +1,194 @@
+"""The pool of engines as one ``Engine``: a stream of Ray Serve for each sequence, to the replica that suits it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import AsyncIterator, Sequence
+from contextvars import Context
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
+
+from causerie.engines.base import Deliver, EndReason, EngineInfo, EngineStats, Update
+from causerie.engines.openvino_cache import CacheMirror
+from causerie.types import SamplingParams
+
+logger = logging.getLogger("causerie.ray")
+
+TRIES = 3
+"""How often a sequence that has not begun is given to another engine, when the one it was given to is gone."""
+
+MOST_MIRRORS = 256
+"""Replicas whose caches are remembered; those that are long gone are forgotten first."""
+
+_LOST = "The engine that was generating this answer is gone, and what it had not said yet is lost. Try again."
+_NONE = "No engine could be reached. Try again."
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """The first thing that a stream says: which replica it comes from."""
+
+    replica: str
+
+
+class Stream(Protocol):
+    """What Ray Serve returns for a streaming call."""
+
+    def __aiter__(self) -> AsyncIterator[Begun | list[Update]]: ...
+
+    def cancel(self) -> None: ...
+
+
+class Pool(Protocol):
+    """How to reach the engines: a stream of one sequence, at the replica named if it has room."""
+
+    def generate(self, preferred: str, prompt: Sequence[int], sampling: SamplingParams) -> Stream: ...
+
+
+@dataclass(slots=True)
+class _Sequence:
+    prompt: Sequence[int]
+    ids: list[int]
+    replica: str = ""
+
+
+class PooledEngine:
+    """An ``Engine`` over every replica of a pool; ``info`` describes the pool as a whole.
+
+    It delivers on the event loop from which ``submit`` is called. What a replica has cached is guessed from what it
+    was given, and a prompt goes where most of its beginning is, unless others are much less busy. A replica that dies
+    ends the sequences that had begun as ERROR; those that had not are given to another.
+    """
+
+    def __init__(self, pool: Pool, info: EngineInfo, *, replica_kv_tokens: int, replica_sequences: int) -> None:
+        # The pieces of a long prompt are read beside the engine, which knows what it has cached.
+        self.info = replace(info, prefix_block=0)
+        self._pool = pool
+        self._block = info.prefix_block
+        self._cache_blocks = replica_kv_tokens // max(1, self._block)
+        self._replica_sequences = replica_sequences
+        self._mirrors: dict[str, CacheMirror] = {}
+        self._sequences: dict[int, _Sequence] = {}
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._deliver: Deliver | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def start(self, deliver: Deliver) -> None:
+        """The replicas load their models themselves; nothing is waited for."""
+        self._deliver = deliver
+
+    def submit(self, sequence: int, prompt: Sequence[int], sampling: SamplingParams) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._sequences[sequence] = _Sequence(prompt, list(prompt))
+        # In a context of its own: in the caller's, all its sequences would carry the same id of Ray Serve's, whose
+        # router knows a waiting request by that alone and would forget all but the last.
+        self._tasks[sequence] = self._loop.create_task(self._run(sequence, sampling), context=Context())
+
+    def prefill(self, sequence: int, prompt: Sequence[int]) -> None:
+        raise NotImplementedError("a pool reuses nothing of its own: prefix_block is 0")
+
+    def cached(self, prompt: Sequence[int]) -> int:
+        return max((mirror.known(prompt) for mirror in self._mirrors.values()), default=0)
+
+    def cancel(self, sequence: int) -> None:
+        task = self._tasks.get(sequence)
+        if task is not None:
+            task.cancel()
+
+    def stats(self) -> EngineStats:
+        return EngineStats(running=len(self._sequences), kv_usage=math.nan)
+
+    def stop(self) -> None:
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(lambda: [task.cancel() for task in self._tasks.values()])
+
+    async def _run(self, number: int, sampling: SamplingParams) -> None:
+        sequence = self._sequences[number]
+        end = Update(number, ended=EndReason.ERROR, detail=_NONE)
+        try:
+            for _ in range(TRIES):
+                try:
+                    end = await self._follow(number, sequence, sampling)
+                    break
+                except (RayError, RayServeException) as error:
+                    logger.warning("an engine was lost: %s", type(error).__name__)
+                    self._mirrors.pop(sequence.replica, None)
+                    if len(sequence.ids) > len(sequence.prompt):
+                        end = replace(end, detail=_LOST)
+                        break
+        except asyncio.CancelledError:
+            end = Update(number, ended=EndReason.CANCELLED)
+        except Exception:
+            logger.exception("a stream of an engine failed")
+        if end.ended is not EndReason.ERROR:
+            self._remember(sequence)
+        del self._sequences[number], self._tasks[number]
+        self._say(end)
+
+    async def _follow(self, number: int, sequence: _Sequence, sampling: SamplingParams) -> Update:
+        """Deliver what a replica says; its last update is returned, not delivered. Raises what Ray raises."""
+        stream = self._pool.generate(self._preferred(sequence.prompt), sequence.prompt, sampling)
+        try:
+            async for said in stream:
+                if isinstance(said, Begun):
+                    sequence.replica = said.replica
+                    continue
+                for update in said:
+                    ours = replace(update, sequence=number)
+                    sequence.ids += ours.ids
+                    if ours.ended is not None:
+                        return ours
+                    self._say(ours)
+        except asyncio.CancelledError:
+            stream.cancel()
+            raise
+        raise RayServeException("the stream ended before its sequence did")
+
+    def _say(self, update: Update) -> None:
+        assert self._deliver is not None
+        self._deliver([update])
+
+    def _preferred(self, prompt: Sequence[int]) -> str:
+        """The replica that has read most of ``prompt``; none where that is little, or where it is much busier."""
+        load = dict.fromkeys(self._mirrors, 0)
+        for sequence in self._sequences.values():
+            if sequence.replica in load:
+                load[sequence.replica] += 1
+        least = min(load.values(), default=0)
+        near = {
+            replica: self._mirrors[replica].known(prompt)
+            for replica, running in load.items()
+            if running - least <= self._replica_sequences // 4
+        }
+        best = max(near, key=lambda replica: near[replica], default="")
+        return best if best and near[best] else ""
+
+    def _remember(self, sequence: _Sequence) -> None:
+        if self._block and sequence.replica:
+            fresh = CacheMirror(self._block, self._cache_blocks)
+            mirror = self._mirrors[sequence.replica] = self._mirrors.pop(sequence.replica, fresh)
+            mirror.computed(sequence.ids[:-1], ended=True)
+            if len(self._mirrors) > MOST_MIRRORS:
+                del self._mirrors[next(iter(self._mirrors))]
+
+
+def pool_of(handle: Any, caller: str) -> Pool:
+    """A Ray Serve handle of the engine deployment as a ``Pool`` for ``caller``, which is to say that it is alive."""
+    return _HandlePool(handle, caller)
+
+
+class _HandlePool:
+    def __init__(self, handle: Any, caller: str) -> None:
+        self._handle = handle.options(stream=True)
+        self._caller = caller
+
+    def generate(self, preferred: str, prompt: Sequence[int], sampling: SamplingParams) -> Stream:
+        stream: Stream = self._handle.options(session_id=preferred).generate.remote(
+            self._caller, list(prompt), sampling
+        )
+        return stream

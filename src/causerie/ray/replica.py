@@ -1,0 +1,184 @@
+"""One engine of the pool, inside a Ray Serve replica: token ids in, updates out, one stream per sequence.
+
+What must be near the engine is here: the reading of long prompts in pieces, and the bound on its KV cache. Text,
+protocols, admission and response logs are the ingress's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client.exposition import generate_latest
+
+from causerie.chat.admission import Admission, Ticket
+from causerie.chat.metrics import PREFIX
+from causerie.chat.reading import PromptReader, Reading
+from causerie.engines.base import EndReason, Engine, EngineInfo, Update
+from causerie.errors import CauserieError
+from causerie.types import SamplingParams
+
+ALIVE_SECONDS = 2.0
+"""How often a caller has to say that it is still there."""
+SILENCE_SECONDS = 4 * ALIVE_SECONDS
+
+
+@dataclass(slots=True)
+class _Stream:
+    """A sequence on its way: what it gained and nobody has fetched, and what it holds."""
+
+    caller: str
+    ticket: Ticket
+    updates: list[Update]
+    changed: asyncio.Event
+    submitted: bool = False
+    reading: Reading | None = None
+
+
+class EngineHost:
+    """Runs one engine for many callers. All of it lives on the event loop on which ``start`` was awaited."""
+
+    def __init__(self, engine: Engine, *, prefill_piece: int, silence: float = SILENCE_SECONDS) -> None:
+        info = engine.info
+        self._silence = silence
+        self._callers: dict[str, asyncio.TimerHandle] = {}
+        self._engine = engine
+        self._block = info.prefix_block or 1
+        self._numbers = itertools.count(1)
+        self._reader = PromptReader(engine, piece=prefill_piece, next_sequence=lambda: next(self._numbers))
+        # Who may come in at all is decided by the ingress and by Ray's max_ongoing_requests.
+        self._admission = Admission(
+            max_sequences=info.max_sequences, kv_tokens=info.kv_tokens, max_waiting=2 * info.max_sequences
+        )
+        self._streams: dict[int, _Stream] = {}
+        self._prompt_tokens = self._known_tokens = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    @property
+    def info(self) -> EngineInfo:
+        return self._engine.info
+
+    def metrics(self) -> bytes:
+        """What this engine has to say to Prometheus; tokens and times are the ingress's to tell."""
+        registry = CollectorRegistry(auto_describe=False)
+        stats = self._engine.stats()
+        for name, help_text, value in (
+            ("engine_sequences_running", "Sequences that this engine is working on.", stats.running),
+            ("engine_kv_cache_usage_perc", "Share of this engine's KV cache in use, 0 to 1.", stats.kv_usage),
+            ("engine_steps", "Steps that this engine has taken.", stats.steps),
+            ("engine_prompt_tokens", "Prompt tokens that were given to this engine.", self._prompt_tokens),
+            ("engine_prompt_tokens_known", "Those of them that it probably had in its cache.", self._known_tokens),
+        ):
+            Gauge(PREFIX + name, help_text, registry=registry).set(value)
+        return generate_latest(registry)
+
+    async def start(self) -> None:
+        """Load the model. Raises ModelUnavailable."""
+        self._loop = asyncio.get_running_loop()
+        await asyncio.to_thread(self._engine.start, self._deliver)
+
+    async def stop(self) -> None:
+        for timer in self._callers.values():
+            timer.cancel()
+        await asyncio.to_thread(self._engine.stop)
+
+    def alive(self, caller: str) -> None:
+        """``caller`` is still there. Of one that has said nothing for too long, everything is cancelled: when a
+        process dies that called another, Ray does not tell the other.
+        """
+        assert self._loop is not None
+        if caller in self._callers:
+            self._callers[caller].cancel()
+        self._callers[caller] = self._loop.call_later(self._silence, self._silent, caller)
+
+    def _silent(self, caller: str) -> None:
+        del self._callers[caller]
+        for number, stream in list(self._streams.items()):
+            if stream.caller == caller:
+                self._leave(number)
+                stream.updates.append(Update(number, ended=EndReason.CANCELLED))
+                stream.changed.set()
+
+    async def generate(
+        self, caller: str, prompt: Sequence[int], sampling: SamplingParams
+    ) -> AsyncGenerator[list[Update]]:
+        """Everything one sequence gains; the last update has ended. Closing the iterator cancels the sequence.
+
+        The numbers in the updates are this engine's own.
+        """
+        number = next(self._numbers)
+        self.alive(caller)
+        try:
+            stream = self._streams[number] = _Stream(caller, self._admission.enter(), [], asyncio.Event())
+            wanted = -(-(len(prompt) + sampling.max_tokens) // self._block) * self._block
+            stream.ticket.request(1, wanted, lambda: self._begin(number, prompt, sampling))
+        except CauserieError as error:
+            self._forget(number)
+            yield [Update(number, ended=EndReason.ERROR, detail=str(error))]
+            return
+        try:
+            while True:
+                await stream.changed.wait()
+                stream.changed.clear()
+                updates, stream.updates = stream.updates, []
+                yield updates
+                if updates[-1].ended is not None:
+                    return
+        finally:
+            self._leave(number)
+
+    def _begin(self, number: int, prompt: Sequence[int], sampling: SamplingParams) -> None:
+        stream = self._streams[number]
+        self._prompt_tokens += len(prompt)
+        self._known_tokens += self._engine.cached(prompt)
+
+        def submit(failure: Update | None) -> None:
+            stream.reading = None
+            if failure is not None:
+                self._push(number, Update(number, ended=failure.ended, detail=failure.detail))
+                return
+            stream.submitted = True
+            self._engine.submit(number, prompt, sampling)
+
+        stream.reading = self._reader.begin(prompt, whole=False, on_progress=lambda _: None, on_ready=submit)
+        if stream.reading is None:
+            submit(None)
+
+    def _leave(self, number: int) -> None:
+        """Its caller is gone or has everything; what still runs of it is cancelled, and ``_push`` sees its end."""
+        stream = self._streams.get(number)
+        if stream is None:
+            return
+        if stream.reading is not None:
+            self._reader.cancel(stream.reading, lambda: self._forget(number))
+        elif stream.submitted:
+            self._engine.cancel(number)
+        else:
+            self._forget(number)
+
+    def _push(self, number: int, update: Update) -> None:
+        stream = self._streams[number]
+        stream.updates.append(update)
+        stream.changed.set()
+        if update.ended is not None:
+            self._forget(number)
+
+    def _forget(self, number: int) -> None:
+        stream = self._streams.pop(number, None)
+        if stream is not None:
+            stream.ticket.release()
+
+    def _deliver(self, updates: Sequence[Update]) -> None:
+        """On the engine's thread."""
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(self._on_step, updates)
+
+    def _on_step(self, updates: Sequence[Update]) -> None:
+        for update in updates:
+            if update.sequence in self._streams:
+                self._push(update.sequence, update)
+            else:
+                self._reader.update(update)

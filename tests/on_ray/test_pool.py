@@ -1,0 +1,214 @@
+"""The pool's two halves without Ray between them: who gets what, and what is lost when a replica is."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+
+import pytest
+from ray.exceptions import RayError
+
+from causerie.engines.base import EndReason, Update
+from causerie.engines.scripted import ScriptedEngine
+from causerie.ray.engine import TRIES, Begun, PooledEngine
+from causerie.ray.replica import EngineHost
+from causerie.types import SamplingParams
+from tests.support.service import endless, says, until
+
+ASKED = SamplingParams(max_tokens=40, temperature=0.0)
+
+
+class Replica:
+    """A host, and how a stream of it fails, if it does."""
+
+    def __init__(self, name: str, host: EngineHost) -> None:
+        self.name = name
+        self.host = host
+        self.fails_after: int | None = None
+        self.served: list[list[int]] = []
+
+    async def stream(self, prompt: Sequence[int], sampling: SamplingParams) -> AsyncIterator[Begun | list[Update]]:
+        if self.fails_after == 0:
+            raise RayError
+        self.served.append(list(prompt))
+        yield Begun(self.name)
+        count = 0
+        async for updates in self.host.generate("ingress", prompt, sampling):
+            yield updates
+            count += len(updates)
+            if self.fails_after is not None and count >= self.fails_after:
+                raise RayError
+
+
+class Stream:
+    def __init__(self, items: AsyncIterator[Begun | list[Update]]) -> None:
+        self._items = items
+
+    def __aiter__(self) -> AsyncIterator[Begun | list[Update]]:
+        return self._items
+
+    def cancel(self) -> None:
+        """Ray cancels the task that runs it."""
+
+
+class Replicas:
+    """A ``Pool`` that takes its replicas in turn, unless one is preferred."""
+
+    def __init__(self, *replicas: Replica) -> None:
+        self.replicas = list(replicas)
+        self.asked = 0
+
+    def generate(self, preferred: str, prompt: Sequence[int], sampling: SamplingParams) -> Stream:
+        named = [replica for replica in self.replicas if replica.name == preferred]
+        replica = named[0] if named else self.replicas[self.asked % len(self.replicas)]
+        self.asked += 1
+        return Stream(replica.stream(prompt, sampling))
+
+
+class Desk:
+    def __init__(self, pool: Replicas) -> None:
+        host = pool.replicas[0].host
+        self.pool = pool
+        self.engine = PooledEngine(pool, host.info, replica_kv_tokens=host.info.kv_tokens, replica_sequences=8)
+        self.updates: list[Update] = []
+        self.engine.start(self.updates.extend)
+
+    async def end(self, number: int) -> Update:
+        await until(lambda: any(update.sequence == number and update.ended for update in self.updates))
+        ends = [update for update in self.updates if update.sequence == number and update.ended]
+        assert len(ends) == 1
+        return ends[0]
+
+    def said(self, number: int) -> bytes:
+        return bytes(id_ for update in self.updates if update.sequence == number for id_ in update.ids if id_ < 256)
+
+
+Make = Callable[..., "asyncio.Future[Desk]"]
+
+
+@pytest.fixture
+async def replicas() -> AsyncIterator[Callable[..., Replicas]]:
+    made: list[EngineHost] = []
+    starts: list[Replica] = []
+
+    def make(*names: str, script: object = None) -> Replicas:
+        for name in names:
+            engine = ScriptedEngine(script or says("Hello."), step_seconds=0.002, kv_tokens=4096)  # type: ignore[arg-type]
+            host = EngineHost(engine, prefill_piece=32)
+            made.append(host)
+            starts.append(Replica(name, host))
+        return Replicas(*starts)
+
+    yield make
+    for host in made:
+        await host.stop()
+
+
+async def started(pool: Replicas) -> Desk:
+    for replica in pool.replicas:
+        await replica.host.start()
+    return Desk(pool)
+
+
+async def test_an_answer_comes_whole_and_ends_once(replicas: Callable[..., Replicas]) -> None:
+    desk = await started(replicas("a"))
+    for number in range(5):
+        desk.engine.submit(number, [1, 2, number], ASKED)
+    for number in range(5):
+        assert (await desk.end(number)).ended is EndReason.STOP
+        assert desk.said(number) == b"Hello."
+    assert desk.engine.stats().running == 0
+
+
+async def test_a_cancelled_sequence_frees_its_engine(replicas: Callable[..., Replicas]) -> None:
+    desk = await started(replicas("a", script=endless))
+    desk.engine.submit(1, [1], SamplingParams(max_tokens=4000))
+    await until(lambda: desk.said(1))
+    desk.engine.cancel(1)
+    assert (await desk.end(1)).ended is EndReason.CANCELLED
+    host = desk.pool.replicas[0].host
+    await until(lambda: b"engine_sequences_running 0.0" in host.metrics())
+
+
+async def test_one_that_had_not_begun_goes_to_another(replicas: Callable[..., Replicas]) -> None:
+    desk = await started(replicas("a", "b"))
+    desk.pool.replicas[0].fails_after = 0
+    desk.engine.submit(1, [1, 2], ASKED)
+    assert (await desk.end(1)).ended is EndReason.STOP
+    assert desk.said(1) == b"Hello."
+    assert len(desk.pool.replicas[1].served) == 1
+
+
+async def test_one_that_had_begun_ends_as_failed_and_is_not_generated_again(replicas: Callable[..., Replicas]) -> None:
+    desk = await started(replicas("a", "b"))
+    desk.pool.replicas[0].fails_after = 2
+    desk.engine.submit(1, [1, 2], ASKED)
+    end = await desk.end(1)
+    assert end.ended is EndReason.ERROR
+    assert "gone" in end.detail
+    assert b"Hello.".startswith(desk.said(1))
+    assert desk.said(1)
+    assert desk.pool.replicas[1].served == []
+
+
+async def test_with_no_engine_left_it_gives_up(replicas: Callable[..., Replicas]) -> None:
+    desk = await started(replicas("a"))
+    desk.pool.replicas[0].fails_after = 0
+    desk.engine.submit(1, [1, 2], ASKED)
+    assert (await desk.end(1)).ended is EndReason.ERROR
+    assert desk.pool.asked == TRIES
+
+
+async def test_what_continues_a_known_prefix_goes_where_that_is(replicas: Callable[..., Replicas]) -> None:
+    desk = await started(replicas("a", "b"))
+    prompt = list(range(200))
+    desk.engine.submit(1, prompt, ASKED)
+    await desk.end(1)
+    for number in range(2, 6):
+        prompt = prompt + list(range(40))
+        desk.engine.submit(number, prompt, ASKED)
+        await desk.end(number)
+    assert len(desk.pool.replicas[0].served) == 5
+    desk.engine.submit(9, [200, *range(100)], ASKED)
+    await desk.end(9)
+    assert len(desk.pool.replicas[1].served) == 1
+
+
+async def test_a_host_queues_what_its_cache_cannot_hold_at_once(replicas: Callable[..., Replicas]) -> None:
+    desk = await started(replicas("a", script=endless))
+    for number in range(3):
+        desk.engine.submit(number, [1] * 100, SamplingParams(max_tokens=1900))
+    await until(lambda: len({update.sequence for update in desk.updates}) == 2)
+    assert b"engine_sequences_running 2.0" in desk.pool.replicas[0].host.metrics()
+    for number in range(3):
+        desk.engine.cancel(number)
+        await desk.end(number)
+
+
+async def test_a_caller_that_is_gone_is_noticed_by_its_silence() -> None:
+    host = EngineHost(ScriptedEngine(endless, step_seconds=0.002), prefill_piece=32, silence=0.2)
+    await host.start()
+
+    async def follow(caller: str) -> list[Update]:
+        sampling = SamplingParams(max_tokens=4000)
+        return [update async for updates in host.generate(caller, [1], sampling) for update in updates]
+
+    quiet, talking = asyncio.create_task(follow("quiet")), asyncio.create_task(follow("talking"))
+    while not quiet.done():
+        host.alive("talking")
+        await asyncio.sleep(0.02)
+    assert (await quiet)[-1].ended is EndReason.CANCELLED
+    await until(lambda: b"engine_sequences_running 1.0" in host.metrics())
+    assert (await talking)[-1].ended is EndReason.CANCELLED
+    await host.stop()
+
+
+async def test_long_prompts_are_read_in_pieces_and_can_be_left_meanwhile(replicas: Callable[..., Replicas]) -> None:
+    desk = await started(replicas("a"))
+    desk.engine.submit(1, list(range(250)) * 8, ASKED)
+    desk.engine.submit(2, list(range(250))[::-1] * 8, ASKED)
+    await asyncio.sleep(0.01)
+    desk.engine.cancel(2)
+    assert (await desk.end(1)).ended is EndReason.STOP
+    assert (await desk.end(2)).ended is EndReason.CANCELLED
+    await until(lambda: b"engine_sequences_running 0.0" in desk.pool.replicas[0].host.metrics())

@@ -94,7 +94,7 @@ async def replicas() -> AsyncIterator[Callable[..., Replicas]]:
     def make(*names: str, script: object = None) -> Replicas:
         for name in names:
             engine = ScriptedEngine(script or says("Hello."), step_seconds=0.002, kv_tokens=4096)  # type: ignore[arg-type]
-            host = EngineHost(engine, prefill_piece=32)
+            host = EngineHost(engine, prefill_piece=32, is_gone=lambda _: False)
             made.append(host)
             starts.append(Replica(name, host))
         return Replicas(*starts)
@@ -185,21 +185,19 @@ async def test_a_host_queues_what_its_cache_cannot_hold_at_once(replicas: Callab
         await desk.end(number)
 
 
-async def test_a_caller_that_is_gone_is_noticed_by_its_silence() -> None:
-    host = EngineHost(ScriptedEngine(endless, step_seconds=0.002), prefill_piece=32, silence=0.2)
+async def test_what_a_process_that_is_gone_had_asked_for_is_cancelled() -> None:
+    engine = ScriptedEngine(endless, step_seconds=0.002)
+    host = EngineHost(engine, prefill_piece=32, is_gone=lambda caller: caller == "gone", check_seconds=0.05)
     await host.start()
 
-    async def follow(caller: str) -> list[Update]:
-        sampling = SamplingParams(max_tokens=4000)
+    async def follow(caller: str, tokens: int) -> list[Update]:
+        sampling = SamplingParams(max_tokens=tokens)
         return [update async for updates in host.generate(caller, [1], sampling) for update in updates]
 
-    quiet, talking = asyncio.create_task(follow("quiet")), asyncio.create_task(follow("talking"))
-    while not quiet.done():
-        host.alive("talking")
-        await asyncio.sleep(0.02)
-    assert (await quiet)[-1].ended is EndReason.CANCELLED
-    await until(lambda: b"engine_sequences_running 1.0" in host.metrics())
-    assert (await talking)[-1].ended is EndReason.CANCELLED
+    gone, there = asyncio.create_task(follow("gone", 4000)), asyncio.create_task(follow("there", 200))
+    assert (await gone)[-1].ended is EndReason.CANCELLED
+    assert (await there)[-1].ended is EndReason.LENGTH
+    await until(lambda: b"engine_sequences_running 0.0" in host.metrics())
     await host.stop()
 
 

@@ -165,3 +165,25 @@ def test_a_wrong_argument_is_one_line(cluster: RayCluster, argument: str, said: 
     assert done.returncode != 0
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_rolling_update_cuts_no_stream_that_can_finish(url: str, cluster: RayCluster) -> None:
+    body = {"prompt": "Once", "max_tokens": 400, "ignore_eos": True, "stream": True}
+    body["stream_options"] = {"include_usage": True}
+    streams = [requests.post(f"{url}/v1/completions", json=body, stream=True, timeout=60) for _ in range(4)]
+    before = set(pids(cluster, "Engine") + pids(cluster, "Ingress"))
+    update = ["engines=2", "max_batch_size=16", "max_waiting=4", "max_tokens=512"]
+    subprocess.run(
+        [SERVE, "run", f"--address={cluster.address}", "--non-blocking", "causerie.ray:build", *update],
+        cwd=EXAMPLES,
+        env=cluster.environment,
+        capture_output=True,
+        timeout=90,
+        check=True,
+    )
+    for stream in streams:
+        lines = [line for line in stream.iter_lines() if line]
+        assert lines[-1] == b"data: [DONE]", lines[-3:]
+        assert b'"completion_tokens":400' in lines[-2]
+    until(lambda: before.isdisjoint(pids(cluster, "Engine") + pids(cluster, "Ingress")), 60)
+    assert story(url, 5).text

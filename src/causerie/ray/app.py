@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
-from contextlib import aclosing, suppress
-from contextvars import Context
+from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
+import ray
 from click import ClickException
 from ray import serve
 from ray.serve.config import AutoscalingConfig, RequestRouterConfig
@@ -21,7 +21,7 @@ from causerie.engines.base import EngineInfo, Update
 from causerie.errors import ConfigError
 from causerie.ray.engine import Begun, PooledEngine, pool_of
 from causerie.ray.metrics import join
-from causerie.ray.replica import ALIVE_SECONDS, EngineHost
+from causerie.ray.replica import EngineHost
 from causerie.ray.routing import PreferredReplicaRouter
 from causerie.types import SamplingParams
 from causerie.web.app import App, create_app
@@ -36,6 +36,15 @@ _RAYS_OWN = {
 }
 
 
+def _is_gone(actor: str) -> bool:
+    """Whether the actor of this name has ended. One that is being drained is still there."""
+    try:
+        ray.get_actor(actor)
+    except ValueError:
+        return True
+    return False
+
+
 class Engine:
     """A replica of the pool. Its constructor loads the model."""
 
@@ -43,7 +52,7 @@ class Engine:
         chosen = Settings(**settings)
         folder = await asyncio.to_thread(find_model, chosen)
         engine, self._reason = await asyncio.to_thread(build_engine, chosen, folder)
-        self._host = EngineHost(engine, prefill_piece=chosen.prefill_piece)
+        self._host = EngineHost(engine, prefill_piece=chosen.prefill_piece, is_gone=_is_gone)
         self._name = serve.get_replica_context().replica_id.unique_id
         await self._host.start()
 
@@ -54,10 +63,6 @@ class Engine:
     async def describe(self) -> tuple[EngineInfo, str]:
         """What one replica can do, and why its engine is this one."""
         return self._host.info, self._reason
-
-    async def alive(self, caller: str) -> None:
-        """See ``EngineHost.alive``."""
-        self._host.alive(caller)
 
     async def generate(
         self, caller: str, prompt: list[int], sampling: SamplingParams
@@ -78,25 +83,19 @@ class Ingress:
         text, name = await asyncio.to_thread(build_text, folder)
         one, reason = await engines.describe.remote()
         pool = replace(one, kv_tokens=one.kv_tokens * replicas, max_sequences=one.max_sequences * replicas)
-        context = serve.get_replica_context()
-        self._name = context.replica_id.unique_id
+        caller = ray.get_runtime_context().get_actor_name()
         engine = PooledEngine(
-            pool_of(engines, self._name), pool, replica_kv_tokens=one.kv_tokens, replica_sequences=one.max_sequences
+            pool_of(engines, caller or ""),
+            pool,
+            replica_kv_tokens=one.kv_tokens,
+            replica_sequences=one.max_sequences,
         )
         whole = chosen.model_copy(update={"max_batch_size": pool.max_sequences})
         self._service = ChatService(engine, text, name, whole, engine_reason=reason)
         await self._service.start()
+        context = serve.get_replica_context()
+        self._name = context.replica_id.unique_id
         self._everybody = (engines, serve.get_deployment_handle(context.deployment, context.app_name))
-        self._heart = asyncio.get_running_loop().create_task(self._beat(engines), context=Context())
-
-    async def _beat(self, engines: DeploymentHandle[Engine]) -> None:
-        """Tell the engines that this ingress lives, for as long as it does."""
-        while True:
-            with suppress(Exception):  # Whoever cannot be told now is told next time.
-                await engines.broadcast("alive", self._name).results_async(
-                    timeout_s=ALIVE_SECONDS, return_exceptions=True
-                )
-            await asyncio.sleep(ALIVE_SECONDS)
 
     def __serve_build_asgi_app__(self) -> App:
         return create_app(self._service, self._metrics)

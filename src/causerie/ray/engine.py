@@ -178,7 +178,7 @@ class PooledEngine:
 
 
 def pool_of(handle: Any, caller: str) -> Pool:
-    """A Ray Serve handle of the engine deployment as a ``Pool`` for ``caller``, which is to say that it is alive."""
+    """A Ray Serve handle of the engine deployment as a ``Pool``; ``caller`` is this process's name among actors."""
     return _HandlePool(handle, caller)
 
 

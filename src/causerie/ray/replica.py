@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextvars import Context
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Gauge
@@ -21,9 +22,8 @@ from causerie.engines.base import EndReason, Engine, EngineInfo, Update
 from causerie.errors import CauserieError
 from causerie.types import SamplingParams
 
-ALIVE_SECONDS = 2.0
-"""How often a caller has to say that it is still there."""
-SILENCE_SECONDS = 4 * ALIVE_SECONDS
+CHECK_SECONDS = 2.0
+"""How often it is checked that the callers are still there, while they have something running."""
 
 
 @dataclass(slots=True)
@@ -39,12 +39,23 @@ class _Stream:
 
 
 class EngineHost:
-    """Runs one engine for many callers. All of it lives on the event loop on which ``start`` was awaited."""
+    """Runs one engine for many callers. All of it lives on the event loop on which ``start`` was awaited.
 
-    def __init__(self, engine: Engine, *, prefill_piece: int, silence: float = SILENCE_SECONDS) -> None:
+    ``is_gone`` says of a caller whether its process has ended; it may block, and runs in a thread.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        prefill_piece: int,
+        is_gone: Callable[[str], bool],
+        check_seconds: float = CHECK_SECONDS,
+    ) -> None:
         info = engine.info
-        self._silence = silence
-        self._callers: dict[str, asyncio.TimerHandle] = {}
+        self._is_gone = is_gone
+        self._check_seconds = check_seconds
+        self._watching: asyncio.Task[None] | None = None
         self._engine = engine
         self._block = info.prefix_block or 1
         self._numbers = itertools.count(1)
@@ -81,26 +92,21 @@ class EngineHost:
         await asyncio.to_thread(self._engine.start, self._deliver)
 
     async def stop(self) -> None:
-        for timer in self._callers.values():
-            timer.cancel()
+        if self._watching is not None:
+            self._watching.cancel()
         await asyncio.to_thread(self._engine.stop)
 
-    def alive(self, caller: str) -> None:
-        """``caller`` is still there. Of one that has said nothing for too long, everything is cancelled: when a
-        process dies that called another, Ray does not tell the other.
-        """
-        assert self._loop is not None
-        if caller in self._callers:
-            self._callers[caller].cancel()
-        self._callers[caller] = self._loop.call_later(self._silence, self._silent, caller)
-
-    def _silent(self, caller: str) -> None:
-        del self._callers[caller]
-        for number, stream in list(self._streams.items()):
-            if stream.caller == caller:
-                self._leave(number)
-                stream.updates.append(Update(number, ended=EndReason.CANCELLED))
-                stream.changed.set()
+    async def _watch(self) -> None:
+        """Cancel what was asked for by a process that is gone: when a caller dies, Ray does not tell the called."""
+        while self._streams:
+            await asyncio.sleep(self._check_seconds)
+            callers = {stream.caller for stream in self._streams.values()}
+            gone = set(await asyncio.to_thread(list, filter(self._is_gone, callers)))
+            for number, stream in list(self._streams.items()):
+                if stream.caller in gone:
+                    self._leave(number)
+                    stream.updates.append(Update(number, ended=EndReason.CANCELLED))
+                    stream.changed.set()
 
     async def generate(
         self, caller: str, prompt: Sequence[int], sampling: SamplingParams
@@ -110,7 +116,6 @@ class EngineHost:
         The numbers in the updates are this engine's own.
         """
         number = next(self._numbers)
-        self.alive(caller)
         try:
             stream = self._streams[number] = _Stream(caller, self._admission.enter(), [], asyncio.Event())
             wanted = -(-(len(prompt) + sampling.max_tokens) // self._block) * self._block
@@ -119,6 +124,8 @@ class EngineHost:
             self._forget(number)
             yield [Update(number, ended=EndReason.ERROR, detail=str(error))]
             return
+        if self._watching is None or self._watching.done():
+            self._watching = asyncio.create_task(self._watch(), context=Context())
         try:
             while True:
                 await stream.changed.wait()

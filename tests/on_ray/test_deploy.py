@@ -1,0 +1,123 @@
+"""The files in deploy/, as far as they can be read without a container or a Kubernetes."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click import ClickException
+from ray.serve.schema import HTTPOptionsSchema, ServeApplicationSchema, ServeDeploySchema
+
+from causerie.ray import build
+
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "deploy"
+SERVE = "serve.yaml"
+SERVICE = "rayservice.yaml"
+
+
+def documents(name: str) -> list[Any]:
+    return list(yaml.safe_load_all((DEPLOY / name).read_text()))
+
+
+def service() -> dict[str, Any]:
+    (spec,) = [document["spec"] for document in documents(SERVICE) if document["kind"] == "RayService"]
+    assert isinstance(spec, dict)
+    return spec
+
+
+def groups() -> list[dict[str, Any]]:
+    """The head's and the workers' groups of pods."""
+    config = service()["rayClusterConfig"]
+    return [config["headGroupSpec"], *config["workerGroupSpecs"]]
+
+
+def serve_config(name: str) -> dict[str, Any]:
+    if name == SERVICE:
+        config = yaml.safe_load(service()["serveConfigV2"])
+    else:
+        (config,) = documents(name)
+    assert isinstance(config, dict)
+    return config
+
+
+both = pytest.mark.parametrize("name", [SERVE, SERVICE])
+
+
+@both
+def test_ray_takes_the_serve_config_and_knows_every_key_of_it(name: str) -> None:
+    config = serve_config(name)
+    # Ray ignores keys that it does not know, so that a slip of the pen would not be seen.
+    assert set(config) <= set(ServeDeploySchema.model_fields)
+    assert set(config["http_options"]) <= set(HTTPOptionsSchema.model_fields)
+    for app in config["applications"]:
+        assert set(app) <= set(ServeApplicationSchema.model_fields)
+    ServeDeploySchema.model_validate(config)
+
+
+@both
+def test_the_application_takes_its_arguments_and_has_the_deployments_that_are_named(name: str) -> None:
+    for app in serve_config(name)["applications"]:
+        assert app["import_path"] == f"{build.__module__.rpartition('.')[0]}:{build.__name__}"
+        build(app["args"])
+        assert {deployment["name"] for deployment in app.get("deployments", ())} <= {"Ingress", "Engine"}
+
+
+def test_an_argument_that_is_wrong_would_be_seen() -> None:
+    with pytest.raises(ClickException, match="Did you mean model"):
+        build({"modle": "default"})
+
+
+def test_every_engine_finds_a_place() -> None:
+    (app,) = serve_config(SERVICE)["applications"]
+    (engine,) = [one for one in app["deployments"] if one["name"] == "Engine"]
+    _, (workers,) = groups()[0], groups()[1:]
+    cpus = int(workers["rayStartParams"]["num-cpus"])
+    assert str(cpus) == workers["template"]["spec"]["containers"][0]["resources"]["requests"]["cpu"]
+    fewest, most = map(int, app["args"]["engines"].split("-"))
+    wanted = engine["ray_actor_options"]["num_cpus"]
+    assert cpus >= wanted + 1
+    assert cpus // wanted * workers["minReplicas"] >= fewest
+    assert cpus // wanted * workers["maxReplicas"] >= most
+
+
+def test_the_operator_finds_the_ports_by_their_names() -> None:
+    port = serve_config(SERVICE)["http_options"]["port"]
+    named = [
+        {port["name"]: port["containerPort"] for port in group["template"]["spec"]["containers"][0]["ports"]}
+        for group in groups()
+    ]
+    assert named[0] == {"gcs-server": 6379, "dashboard": 8265, "client": 10001, "serve": port}
+    assert all(ports["serve"] == port for ports in named)
+
+
+def test_only_the_servers_port_is_open_to_everybody() -> None:
+    (policy,) = [document["spec"] for document in documents(SERVICE) if document["kind"] == "NetworkPolicy"]
+    for_everybody = [rule["ports"] for rule in policy["ingress"] if "from" not in rule]
+    assert for_everybody == [[{"port": serve_config(SERVICE)["http_options"]["port"], "protocol": "TCP"}]]
+    for group in groups():
+        assert policy["podSelector"]["matchLabels"].items() <= group["template"]["metadata"]["labels"].items()
+    assert service()["rayClusterConfig"]["authOptions"] == {"mode": "token"}
+
+
+def test_the_cluster_asks_for_the_ray_that_was_tested() -> None:
+    (tested,) = re.findall(r"^ray==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert service()["rayClusterConfig"]["rayVersion"] == tested
+
+
+def test_the_image_copies_files_that_are_there_and_what_compose_mounts_is_what_it_runs() -> None:
+    lines = [line.split(maxsplit=1) for line in (DEPLOY / "Dockerfile").read_text().splitlines() if line]
+    copied = {path for word, rest in lines if word == "COPY" for path in shlex.split(rest)[:-1]}
+    assert {"pyproject.toml", "src"} <= copied
+    assert all((ROOT / path).exists() for path in copied)
+    (command,) = [yaml.safe_load(rest) for word, rest in lines if word == "CMD"]
+    (compose,) = documents("compose.yaml")
+    container = compose["services"]["causerie"]
+    mounts = dict(mount.split(":")[:2] for mount in container["volumes"])
+    assert mounts[f"./{SERVE}"] == command[-1]
+    assert (DEPLOY / container["build"]["context"] / container["build"]["dockerfile"]).is_file()
+    assert container["ports"] == [f"127.0.0.1:8000:{serve_config(SERVE)['http_options']['port']}"]

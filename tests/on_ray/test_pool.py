@@ -69,7 +69,7 @@ class Desk:
     def __init__(self, pool: Replicas) -> None:
         host = pool.replicas[0].host
         self.pool = pool
-        self.engine = PooledEngine(pool, host.info, replica_kv_tokens=host.info.kv_tokens, replica_sequences=8)
+        self.engine = PooledEngine(pool, host.info, replica_kv_tokens=host.info.kv_tokens)
         self.updates: list[Update] = []
         self.engine.start(self.updates.extend)
 
@@ -81,9 +81,6 @@ class Desk:
 
     def said(self, number: int) -> bytes:
         return bytes(id_ for update in self.updates if update.sequence == number for id_ in update.ids if id_ < 256)
-
-
-Make = Callable[..., "asyncio.Future[Desk]"]
 
 
 @pytest.fixture
@@ -128,6 +125,23 @@ async def test_a_cancelled_sequence_frees_its_engine(replicas: Callable[..., Rep
     assert (await desk.end(1)).ended is EndReason.CANCELLED
     host = desk.pool.replicas[0].host
     await until(lambda: b"engine_sequences_running 0.0" in host.metrics())
+
+
+async def test_one_that_is_cancelled_before_it_was_looked_at_ends_too(replicas: Callable[..., Replicas]) -> None:
+    desk = await started(replicas("a"))
+    desk.engine.submit(1, [1, 2], ASKED)
+    desk.engine.cancel(1)
+    assert (await desk.end(1)).ended is EndReason.CANCELLED
+    assert desk.engine.stats().running == 0
+
+
+async def test_stop_ends_what_runs(replicas: Callable[..., Replicas]) -> None:
+    desk = await started(replicas("a", script=endless))
+    for number in range(3):
+        desk.engine.submit(number, [number], SamplingParams(max_tokens=4000))
+    await until(lambda: desk.said(0))
+    await asyncio.to_thread(desk.engine.stop)
+    assert [update.ended for update in desk.updates if update.ended] == [EndReason.CANCELLED] * 3
 
 
 async def test_one_that_had_not_begun_goes_to_another(replicas: Callable[..., Replicas]) -> None:

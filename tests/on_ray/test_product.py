@@ -88,6 +88,32 @@ def test_too_many_are_refused_as_in_one_process(url: str) -> None:
     until_nothing_runs(url, 5)
 
 
+def test_many_choices_and_many_waiters_all_get_their_turn(url: str) -> None:
+    def ask(_: int) -> int:
+        body = {"prompt": "Once", "n": 8, "max_tokens": 12, "ignore_eos": True}
+        answer = requests.post(f"{url}/v1/completions", json=body, timeout=60)
+        return len(answer.json()["choices"])
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(ask, range(8))) == [8] * 8
+
+
+def test_full_engines_still_say_how_they_are(url: str) -> None:
+    streams = [story(url, 1000) for _ in range(32)]
+    assert len(replicas(url, "engine_steps")) == 2
+    assert requests.get(f"{url}/health", timeout=20).status_code == 200
+    for stream in streams:
+        stream.close()
+
+
+def test_a_message_over_the_limit_closes_the_socket_also_where_the_proxy_lets_it_through(url: str) -> None:
+    with connect(url.replace("http", "ws", 1), max_size=None) as chat:
+        chat.send("x" * 2**20 + "x")
+        with pytest.raises(ConnectionClosed) as closed:
+            chat.recv(20)
+    assert closed.value.rcvd is not None and closed.value.rcvd.code == 1009
+
+
 def test_200_clients_that_leave_at_once_leak_nothing(url: str) -> None:
     host, port = url.removeprefix("http://").split(":")
     body = b"Tell me a story."

@@ -168,7 +168,7 @@ class ChatService:
         return log
 
     async def check_decode(self, timeout: float) -> bool:
-        """Whether the engine decodes: one token of a fixed prompt, within ``timeout`` seconds, past the queue."""
+        """Whether the engine decodes within ``timeout`` seconds: for anybody, or a fixed prompt past the queue."""
         if not self._started or self._loop is None:
             return False
         if self._probe is None:
@@ -176,6 +176,8 @@ class ChatService:
             self._probe = (number, self._loop.create_future())
             ids = self.text.encode(TextPrompt("a"))
             self.engine.submit(number, ids, SamplingParams(max_tokens=1, temperature=0.0))
+        elif self._probe[1].done():  # By another's token, while its own still waits.
+            self._probe = (self._probe[0], self._loop.create_future())
         done, _ = await asyncio.wait([self._probe[1]], timeout=timeout)
         return bool(done)
 
@@ -245,6 +247,8 @@ class ChatService:
         now = time.perf_counter()
         touched: dict[Response, None] = {}
         for update in updates:
+            if self._probe is not None and update.ids and not self._probe[1].done():
+                self._probe[1].set_result(None)
             found = self._sequences.get(update.sequence)
             if found is None:
                 self._on_other(update)
@@ -261,8 +265,6 @@ class ChatService:
 
     def _on_other(self, update: Update) -> None:
         if self._probe is not None and self._probe[0] == update.sequence:
-            if update.ids and not self._probe[1].done():
-                self._probe[1].set_result(None)
             if update.ended is not None:
                 self._probe = None
         else:

@@ -62,7 +62,7 @@ class Child:
             pickle.dump(question, self._questions, pickle.HIGHEST_PROTOCOL)
             self._questions.flush()
             answer = pickle.load(self._answers)
-        except (EOFError, BrokenPipeError):
+        except (EOFError, BrokenPipeError, pickle.UnpicklingError):
             raise ChildDied(f"Process {self.pid} {self._how_it_ended()}.") from None
         if isinstance(answer, _Refusal):
             raise ChildError(answer.text)

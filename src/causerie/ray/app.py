@@ -29,17 +29,22 @@ from causerie.web.app import App, create_app
 SCRAPE_SECONDS = 5.0
 """How long /metrics waits for the other replicas."""
 
+ASIDE = 16
+"""Requests to an engine beside its sequences: for metrics, and what it can do."""
+LONGEST_ANSWER_SECONDS = 600.0
+
 _RAYS_OWN = {
     "host": "give http_options.host in the config file, or serve start --http-host",
     "port": "give http_options.port in the config file, or serve start --http-port",
     "log_level": "give logging_config in the config file",
+    "send_timeout": "Ray's proxy takes an answer whether or not its client reads",
 }
 
 
 def _is_gone(actor: str) -> bool:
     """Whether the actor of this name has ended. One that is being drained is still there."""
     try:
-        ray.get_actor(actor)
+        ray.get_actor(actor, namespace="serve")  # Ray Serve's own, in which all its replicas are.
     except ValueError:
         return True
     return False
@@ -84,12 +89,8 @@ class Ingress:
         one, reason = await engines.describe.remote()
         pool = replace(one, kv_tokens=one.kv_tokens * replicas, max_sequences=one.max_sequences * replicas)
         caller = ray.get_runtime_context().get_actor_name()
-        engine = PooledEngine(
-            pool_of(engines, caller or ""),
-            pool,
-            replica_kv_tokens=one.kv_tokens,
-            replica_sequences=one.max_sequences,
-        )
+        assert caller is not None
+        engine = PooledEngine(pool_of(engines, caller), pool, replica_kv_tokens=one.kv_tokens)
         whole = chosen.model_copy(update={"max_batch_size": pool.max_sequences})
         self._service = ChatService(engine, text, name, whole, engine_reason=reason)
         await self._service.start()
@@ -136,9 +137,16 @@ def build(args: Mapping[str, Any]) -> serve.Application:
     router: Any = PreferredReplicaRouter
     engines = serve.deployment(
         name="Engine",
-        max_ongoing_requests=settings.max_batch_size,
-        request_router_config=RequestRouterConfig(request_router_class=router),
-        graceful_shutdown_timeout_s=settings.shutdown_deadline,
+        max_ongoing_requests=settings.max_batch_size + ASIDE,
+        request_router_config=RequestRouterConfig(
+            request_router_class=router,
+            request_router_kwargs={
+                "sequences": settings.max_batch_size,
+                "slack": max(1, settings.max_batch_size // 4),
+            },
+        ),
+        # A replica that is scaled away finishes its answers; whoever ends sooner, ends them from the ingress.
+        graceful_shutdown_timeout_s=LONGEST_ANSWER_SECONDS,
         health_check_period_s=2,
         logging_config={"enable_access_log": False},  # The ingress has a line for each request, and nobody else asks.
         **engine_options,

@@ -25,6 +25,9 @@ TRIES = 3
 MOST_MIRRORS = 256
 """Replicas whose caches are remembered; those that are long gone are forgotten first."""
 
+LEAST_SHARE = 0.1
+"""The share of a prompt that an engine has to have read for the prompt to be sent there."""
+
 _LOST = "The engine that was generating this answer is gone, and what it had not said yet is lost. Try again."
 _NONE = "No engine could be reached. Try again."
 
@@ -61,20 +64,19 @@ class PooledEngine:
     """An ``Engine`` over every replica of a pool; ``info`` describes the pool as a whole.
 
     It delivers on the event loop from which ``submit`` is called. What a replica has cached is guessed from what it
-    was given, and a prompt goes where most of its beginning is, unless others are much less busy. A replica that dies
+    was given, and a prompt goes where most of its beginning is, if the router finds room there. A replica that dies
     ends the sequences that had begun as ERROR; those that had not are given to another.
     """
 
-    def __init__(self, pool: Pool, info: EngineInfo, *, replica_kv_tokens: int, replica_sequences: int) -> None:
+    def __init__(self, pool: Pool, info: EngineInfo, *, replica_kv_tokens: int) -> None:
         # The pieces of a long prompt are read beside the engine, which knows what it has cached.
         self.info = replace(info, prefix_block=0)
         self._pool = pool
         self._block = info.prefix_block
         self._cache_blocks = replica_kv_tokens // max(1, self._block)
-        self._replica_sequences = replica_sequences
         self._mirrors: dict[str, CacheMirror] = {}
         self._sequences: dict[int, _Sequence] = {}
-        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._tasks: dict[int, asyncio.Task[Update]] = {}
         self._deliver: Deliver | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -87,7 +89,10 @@ class PooledEngine:
         self._sequences[sequence] = _Sequence(prompt, list(prompt))
         # In a context of its own: in the caller's, all its sequences would carry the same id of Ray Serve's, whose
         # router knows a waiting request by that alone and would forget all but the last.
-        self._tasks[sequence] = self._loop.create_task(self._run(sequence, sampling), context=Context())
+        task = self._loop.create_task(self._run(sequence, sampling), context=Context())
+        # Not at the end of the task itself: one that is cancelled before its first step never runs.
+        task.add_done_callback(lambda done: self._end(sequence, done))
+        self._tasks[sequence] = task
 
     def prefill(self, sequence: int, prompt: Sequence[int]) -> None:
         raise NotImplementedError("a pool reuses nothing of its own: prefix_block is 0")
@@ -104,35 +109,50 @@ class PooledEngine:
         return EngineStats(running=len(self._sequences), kv_usage=math.nan)
 
     def stop(self) -> None:
+        """See ``Engine.stop``; not from the event loop's own thread."""
         if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(lambda: [task.cancel() for task in self._tasks.values()])
+            asyncio.run_coroutine_threadsafe(self._cancel_all(), self._loop).result()
 
-    async def _run(self, number: int, sampling: SamplingParams) -> None:
+    async def _cancel_all(self) -> None:
+        for task in (tasks := list(self._tasks.values())):
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.sleep(0)
+
+    async def _run(self, number: int, sampling: SamplingParams) -> Update:
+        """Follow one replica, or the next while nothing was said; the update that ends the sequence."""
         sequence = self._sequences[number]
-        end = Update(number, ended=EndReason.ERROR, detail=_NONE)
-        try:
-            for _ in range(TRIES):
-                try:
-                    end = await self._follow(number, sequence, sampling)
-                    break
-                except (RayError, RayServeException) as error:
-                    logger.warning("an engine was lost: %s", type(error).__name__)
-                    self._mirrors.pop(sequence.replica, None)
-                    if len(sequence.ids) > len(sequence.prompt):
-                        end = replace(end, detail=_LOST)
-                        break
-        except asyncio.CancelledError:
+        for _ in range(TRIES):
+            try:
+                return await self._follow(number, sequence, sampling)
+            except (RayError, RayServeException, asyncio.CancelledError) as error:
+                task = asyncio.current_task()
+                if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+                    raise  # Ours. Ray raises the same where a replica is ended that had the stream.
+                logger.warning("an engine was lost: %s", type(error).__name__)
+                self._mirrors.pop(sequence.replica, None)
+                if len(sequence.ids) > len(sequence.prompt):
+                    return Update(number, ended=EndReason.ERROR, detail=_LOST)
+        return Update(number, ended=EndReason.ERROR, detail=_NONE)
+
+    def _end(self, number: int, done: asyncio.Task[Update]) -> None:
+        sequence = self._sequences.pop(number)
+        del self._tasks[number]
+        if done.cancelled():
             end = Update(number, ended=EndReason.CANCELLED)
-        except Exception:
-            logger.exception("a stream of an engine failed")
+        elif (error := done.exception()) is not None:
+            logger.error("a stream of an engine failed", exc_info=error)
+            end = Update(number, ended=EndReason.ERROR, detail=_LOST)
+        else:
+            end = done.result()
         if end.ended is not EndReason.ERROR:
             self._remember(sequence)
-        del self._sequences[number], self._tasks[number]
         self._say(end)
 
     async def _follow(self, number: int, sequence: _Sequence, sampling: SamplingParams) -> Update:
         """Deliver what a replica says; its last update is returned, not delivered. Raises what Ray raises."""
         stream = self._pool.generate(self._preferred(sequence.prompt), sequence.prompt, sampling)
+        ended = False
         try:
             async for said in stream:
                 if isinstance(said, Begun):
@@ -142,11 +162,12 @@ class PooledEngine:
                     ours = replace(update, sequence=number)
                     sequence.ids += ours.ids
                     if ours.ended is not None:
+                        ended = True
                         return ours
                     self._say(ours)
-        except asyncio.CancelledError:
-            stream.cancel()
-            raise
+        finally:
+            if not ended:
+                stream.cancel()
         raise RayServeException("the stream ended before its sequence did")
 
     def _say(self, update: Update) -> None:
@@ -154,19 +175,13 @@ class PooledEngine:
         self._deliver([update])
 
     def _preferred(self, prompt: Sequence[int]) -> str:
-        """The replica that has read most of ``prompt``; none where that is little, or where it is much busier."""
-        load = dict.fromkeys(self._mirrors, 0)
-        for sequence in self._sequences.values():
-            if sequence.replica in load:
-                load[sequence.replica] += 1
-        least = min(load.values(), default=0)
-        near = {
-            replica: self._mirrors[replica].known(prompt)
-            for replica, running in load.items()
-            if running - least <= self._replica_sequences // 4
-        }
-        best = max(near, key=lambda replica: near[replica], default="")
-        return best if best and near[best] else ""
+        """The replica that has read most of ``prompt``, the latest of several; none where that is little.
+
+        Whether it has room, and is still there, is the router's to say (``causerie.ray.routing``).
+        """
+        known = {replica: self._mirrors[replica].known(prompt) for replica in reversed(self._mirrors)}
+        best = max(known, key=lambda replica: known[replica], default="")
+        return best if best and known[best] >= LEAST_SHARE * len(prompt) else ""
 
     def _remember(self, sequence: _Sequence) -> None:
         if self._block and sequence.replica:

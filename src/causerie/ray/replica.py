@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextvars import Context
 from dataclasses import dataclass
@@ -36,6 +37,9 @@ class _Stream:
     changed: asyncio.Event
     submitted: bool = False
     reading: Reading | None = None
+
+
+logger = logging.getLogger("causerie.ray")
 
 
 class EngineHost:
@@ -101,7 +105,11 @@ class EngineHost:
         while self._streams:
             await asyncio.sleep(self._check_seconds)
             callers = {stream.caller for stream in self._streams.values()}
-            gone = set(await asyncio.to_thread(list, filter(self._is_gone, callers)))
+            try:
+                gone = set(await asyncio.to_thread(list, filter(self._is_gone, callers)))
+            except Exception as error:
+                logger.warning("cannot tell who is still there: %s", error)
+                continue
             for number, stream in list(self._streams.items()):
                 if stream.caller in gone:
                     self._leave(number)

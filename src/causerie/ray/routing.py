@@ -3,23 +3,44 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
-from ray.serve.request_router import LocalityMixin, PendingRequest, RequestRouter, RunningReplica
+from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
 
 
-class PreferredReplicaRouter(LocalityMixin, RequestRouter):
+class PreferredReplicaRouter(RequestRouter):
     """Tries the replica that a request's ``session_id`` names, then the power of two choices over the others.
 
-    A preferred replica that is full or gone costs nothing but the warmth of its cache.
+    A preferred replica is passed over where it is gone, full, or ``slack`` requests busier than the least busy one.
+    ``generate`` is sent to replicas with less than ``sequences`` requests only: what Ray allows them beyond that
+    (``max_ongoing_requests``) is for questions about the replica, which a full one should answer too.
     """
+
+    def initialize_state(self, **kwargs: Any) -> None:
+        """Ray calls it with ``request_router_kwargs``: ``sequences`` and ``slack``."""
+        self._sequences: int = kwargs["sequences"]
+        self._slack: int = kwargs["slack"]
 
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
     ) -> list[list[RunningReplica]]:
-        if pending_request is not None:
-            pending_request.routing_context.should_backoff = True
-        wanted = pending_request.metadata.session_id if pending_request is not None else ""
-        preferred = [replica for replica in candidate_replicas if replica.replica_id.unique_id == wanted]
-        others = [replica for replica in candidate_replicas if replica not in preferred]
+        if pending_request is None:
+            return [candidate_replicas]
+        pending_request.routing_context.should_backoff = True
+        open_ = candidate_replicas
+        if pending_request.metadata.call_method == "generate":
+            open_ = [replica for replica in candidate_replicas if self._requests(replica) < self._sequences]
+        wanted = pending_request.metadata.session_id
+        least = min(map(self._requests, open_), default=0)
+        preferred = [
+            replica
+            for replica in open_
+            if replica.replica_id.unique_id == wanted and self._requests(replica) - least <= self._slack
+        ]
+        others = [replica for replica in open_ if replica not in preferred]
         two = random.sample(others, min(2, len(others)))
         return [ranked for ranked in (preferred, two) if ranked]
+
+    def _requests(self, replica: RunningReplica) -> int:
+        """As far as is known here: what this router has sent there, and what it was told when it last asked."""
+        return self.replica_queue_len_cache.get(replica.replica_id) or 0

@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 from causerie.chat.conversation import Conversation
 from causerie.chat.log import ResponseLog
 from causerie.chat.service import ChatService
-from causerie.errors import CauserieError, ShuttingDown
+from causerie.errors import CauserieError, RequestTooLarge, ShuttingDown
 from causerie.types import CancelCause, Failed, Finished, GenerationRequest, SamplingParams, Started, TextDelta
 from causerie.web.errors import ForeignOrigin, meaning
 from causerie.web.openai import limits_of
@@ -113,7 +113,11 @@ class Session:
         if text is None:
             await self._close(UNSUPPORTED_DATA, "This socket takes text frames only.")
             return
+        limit = self._service.settings.max_frame_bytes
         try:
+            # Our own server does not let it come so far; others, as Ray's, have other limits.
+            if len(text.encode()) > limit:
+                raise RequestTooLarge(f"A message has at most {limit} bytes here.")
             self._socket.receive(text)
         except CauserieError as error:
             await self._close_with(error)

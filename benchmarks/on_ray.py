@@ -110,11 +110,11 @@ def _product_row(
 
 
 def engines(rounds: int) -> tuple[str, dict[str, Any]]:
-    """Four streams fill an engine, and every engine's are kept full."""
+    """Four sequences fill an engine, and there are always more that wait."""
     rows: list[tuple[str | int | float, ...]] = []
     for count in (1, 2, 4):
         with on_ray({"engine": "scripted", "engines": count, "max_batch_size": 4}) as server:
-            streams = 4 * count
+            streams = 16 * count
             load.run(server.target, prompts.distinct(streams, 1), TOKENS)
             rates = []
             for turn in range(rounds):

@@ -135,13 +135,15 @@ def build(args: Mapping[str, Any]) -> serve.Application:
             )
         }
     router: Any = PreferredReplicaRouter
+    # A few more than run: what the router believes of an engine can be off by those that come and go just now.
+    limit = settings.max_batch_size + max(2, settings.max_batch_size // 8)
     engines = serve.deployment(
         name="Engine",
-        max_ongoing_requests=settings.max_batch_size + ASIDE,
+        max_ongoing_requests=limit + ASIDE,
         request_router_config=RequestRouterConfig(
             request_router_class=router,
             request_router_kwargs={
-                "sequences": settings.max_batch_size,
+                "sequences": limit,
                 "slack": max(1, settings.max_batch_size // 4),
             },
         ),

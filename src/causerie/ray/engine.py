@@ -25,8 +25,8 @@ TRIES = 3
 MOST_MIRRORS = 256
 """Replicas whose caches are remembered; those that are long gone are forgotten first."""
 
-LEAST_SHARE = 0.1
-"""The share of a prompt that an engine has to have read for the prompt to be sent there."""
+LEAST_SHARE, LEAST_TOKENS = 0.1, 128
+"""How much of a prompt an engine has to have read for the prompt to be sent there: less is read again in no time."""
 
 _LOST = "The engine that was generating this answer is gone, and what it had not said yet is lost. Try again."
 _NONE = "No engine could be reached. Try again."
@@ -152,8 +152,9 @@ class PooledEngine:
     async def _follow(self, number: int, sequence: _Sequence, sampling: SamplingParams) -> Update:
         """Deliver what a replica says; its last update is returned, not delivered. Raises what Ray raises."""
         stream = self._pool.generate(self._preferred(sequence.prompt), sequence.prompt, sampling)
-        ended = False
+        end: Update | None = None
         try:
+            # To the stream's own end, which is when Ray's router counts it as over.
             async for said in stream:
                 if isinstance(said, Begun):
                     sequence.replica = said.replica
@@ -162,13 +163,15 @@ class PooledEngine:
                     ours = replace(update, sequence=number)
                     sequence.ids += ours.ids
                     if ours.ended is not None:
-                        ended = True
-                        return ours
-                    self._say(ours)
+                        end = ours
+                    else:
+                        self._say(ours)
         finally:
-            if not ended:
+            if end is None:
                 stream.cancel()
-        raise RayServeException("the stream ended before its sequence did")
+        if end is None:
+            raise RayServeException("the stream ended before its sequence did")
+        return end
 
     def _say(self, update: Update) -> None:
         assert self._deliver is not None
@@ -181,7 +184,7 @@ class PooledEngine:
         """
         known = {replica: self._mirrors[replica].known(prompt) for replica in reversed(self._mirrors)}
         best = max(known, key=lambda replica: known[replica], default="")
-        return best if best and known[best] >= LEAST_SHARE * len(prompt) else ""
+        return best if best and known[best] >= max(LEAST_TOKENS, LEAST_SHARE * len(prompt)) else ""
 
     def _remember(self, sequence: _Sequence) -> None:
         if self._block and sequence.replica:

@@ -12,7 +12,7 @@ class PreferredReplicaRouter(RequestRouter):
     """Tries the replica that a request's ``session_id`` names, then the power of two choices over the others.
 
     A preferred replica is passed over where it is gone, full, or ``slack`` requests busier than the least busy one.
-    ``generate`` is sent to replicas with less than ``sequences`` requests only: what Ray allows them beyond that
+    ``generate`` is sent only to replicas that have less than ``sequences`` requests: what Ray allows them beyond that
     (``max_ongoing_requests``) is for questions about the replica, which a full one should answer too.
     """
 

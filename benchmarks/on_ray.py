@@ -13,13 +13,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import signal
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,18 +35,10 @@ ROLES = {
 _HAPROXY = {"RAY_SERVE_ENABLE_HA_PROXY": "1"}
 
 
-@contextmanager
-def on_ray(arguments: Mapping[str, Any], environment: Mapping[str, str] | None = None) -> Iterator[Server]:
-    """``causerie.ray:build`` with these arguments, ready."""
+def on_ray(arguments: Mapping[str, Any], environment: Mapping[str, str] | None = None) -> Server:
+    """``causerie.ray:build`` with these arguments."""
     command = [sys.executable, "-m", "benchmarks.on_ray", "--arguments", json.dumps(dict(arguments)), "--serve"]
-    known = dict(os.environ)
-    os.environ.update(environment or {})
-    try:
-        with Server(command) as server:
-            yield server
-    finally:
-        os.environ.clear()
-        os.environ.update(known)
+    return Server(command, environment=environment)
 
 
 def serve(port: int, arguments: Mapping[str, Any]) -> None:

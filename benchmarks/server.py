@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import http.client
+import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -53,7 +55,15 @@ def _read(file: Path) -> str:
 class Server:
     """Runs ``command`` with a free port's number appended, from ``with`` on until ready, and ends it after."""
 
-    def __init__(self, command: list[str], *, ready: str = "/ready", model: str = "default") -> None:
+    def __init__(
+        self,
+        command: list[str],
+        *,
+        ready: str = "/ready",
+        model: str = "default",
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self._environment = {**os.environ, **(environment or {})}
         self._port = free_port()
         self._command = [*command, str(self._port)]
         self._ready = ready
@@ -68,7 +78,9 @@ class Server:
         return self._process.pid
 
     def __enter__(self) -> Server:
-        self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        self._process = subprocess.Popen(
+            self._command, env=self._environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
         try:
             self._wait()
         except BaseException:

@@ -135,6 +135,13 @@ async def test_one_that_is_cancelled_before_it_was_looked_at_ends_too(replicas: 
     assert desk.engine.stats().running == 0
 
 
+async def test_reading_ahead_is_done_at_once_where_nothing_is_kept(replicas: Callable[..., Replicas]) -> None:
+    desk = await started(replicas("a"))
+    desk.engine.prefill(1, [1, 2])
+    assert (await desk.end(1)).ended is EndReason.PREFILLED
+    assert desk.pool.asked == 0
+
+
 async def test_stop_ends_what_runs(replicas: Callable[..., Replicas]) -> None:
     desk = await started(replicas("a", script=endless))
     for number in range(3):

@@ -65,7 +65,8 @@ def build_text(folder: ModelFolder | None) -> tuple[TextModel, str]:
 
 def scripted_service(settings: Settings, engine: ScriptedEngine | None = None) -> ChatService:
     """A service without a model: the scripted engine, and the byte vocabulary that goes with it."""
-    return ChatService(engine or ScriptedEngine(), TextModel.bytes(), "scripted", settings, engine_reason="asked for")
+    text, name = build_text(None)
+    return ChatService(engine or ScriptedEngine(), text, name, settings, engine_reason="asked for")
 
 
 def choose_engine(settings: Settings, folder: ModelFolder) -> tuple[str, str]:

@@ -91,9 +91,7 @@ class Response:
 
     @property
     def _kv_tokens(self) -> int:
-        """What one sequence may come to hold, in whole cache blocks."""
-        block = self._owner.engine.info.prefix_block or 1
-        return -(-(len(self._ids) + self._sampling.max_tokens) // block) * block
+        return self._owner.engine.info.sequence_kv_tokens(len(self._ids), self._sampling.max_tokens)
 
     @property
     def _usage(self) -> Usage:

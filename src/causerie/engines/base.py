@@ -70,6 +70,11 @@ class EngineInfo:
     prefix_block: int = 0
     """Tokens are reused in whole blocks of this size; 0 where nothing is reused, so that ``prefill`` is useless."""
 
+    def sequence_kv_tokens(self, prompt_tokens: int, max_tokens: int) -> int:
+        """What one sequence may come to hold of the KV cache, in whole blocks."""
+        block = self.prefix_block or 1
+        return -(-(prompt_tokens + max_tokens) // block) * block
+
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:

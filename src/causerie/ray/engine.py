@@ -95,7 +95,8 @@ class PooledEngine:
         self._tasks[sequence] = task
 
     def prefill(self, sequence: int, prompt: Sequence[int]) -> None:
-        raise NotImplementedError("a pool reuses nothing of its own: prefix_block is 0")
+        """Done at once: a pool keeps nothing of its own (``prefix_block`` is 0), so there is nothing to read ahead."""
+        self._say(Update(sequence, ended=EndReason.PREFILLED))
 
     def cached(self, prompt: Sequence[int]) -> int:
         return max((mirror.known(prompt) for mirror in self._mirrors.values()), default=0)

@@ -61,7 +61,6 @@ class EngineHost:
         self._check_seconds = check_seconds
         self._watching: asyncio.Task[None] | None = None
         self._engine = engine
-        self._block = info.prefix_block or 1
         self._numbers = itertools.count(1)
         self._reader = PromptReader(engine, piece=prefill_piece, next_sequence=lambda: next(self._numbers))
         # Who may come in at all is decided by the ingress and by Ray's max_ongoing_requests.
@@ -126,7 +125,7 @@ class EngineHost:
         number = next(self._numbers)
         try:
             stream = self._streams[number] = _Stream(caller, self._admission.enter(), [], asyncio.Event())
-            wanted = -(-(len(prompt) + sampling.max_tokens) // self._block) * self._block
+            wanted = self.info.sequence_kv_tokens(len(prompt), sampling.max_tokens)
             stream.ticket.request(1, wanted, lambda: self._begin(number, prompt, sampling))
         except CauserieError as error:
             self._forget(number)

@@ -12,7 +12,17 @@ from dataclasses import dataclass
 import orjson
 
 from causerie.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound, UnsupportedParameter
-from causerie.types import ChatPrompt, GenerationRequest, Message, Prompt, SamplingParams, TextPrompt, TokenPrompt
+from causerie.types import (
+    ChatPrompt,
+    GenerationRequest,
+    Message,
+    OnDisconnect,
+    Prompt,
+    SamplingParams,
+    TextPrompt,
+    TokenPrompt,
+)
+from causerie.wire.disconnect import take_on_disconnect
 from causerie.wire.fields import Fields, kind, parse_object, shown
 from causerie.wire.sampling import (
     MAX_LOGPROBS,
@@ -101,7 +111,7 @@ _NEUTRAL_MESSAGE: Mapping[str, tuple[object, ...]] = {
 _TAKEN = (
     *SAMPLING_NAMES,
     *("model", "stream", "stream_options", "n", "logprobs", "top_logprobs", "max_completion_tokens"),
-    *("messages", "prompt", "best_of"),
+    *("messages", "prompt", "best_of", "on_disconnect"),
 )
 
 
@@ -116,6 +126,8 @@ class CompletionCall:
     stream: bool
     include_usage: bool
     """Whether a stream ends with a chunk that holds the usage."""
+    on_disconnect: OnDisconnect | None = None
+    """None where the body does not say."""
 
     def request(self, id_: str) -> GenerationRequest:
         return GenerationRequest(id_, self.prompt, self.sampling, self.n, self.stop)
@@ -158,6 +170,7 @@ def _take_rest(
         stop=take_stop(fields),
         stream=fields.boolean("stream"),
         include_usage=_take_include_usage(fields),
+        on_disconnect=take_on_disconnect(fields),
     )
     _check_neutral(fields, neutral)
     fields.finish((*_TAKEN, *neutral))

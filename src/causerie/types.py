@@ -95,6 +95,14 @@ class GenerationRequest:
     stop: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class OnDisconnect:
+    """What becomes of a response once its last reader has left."""
+
+    grace: float | None
+    """Seconds that it goes on without one: 0 is cancelled at once, None goes on to its end."""
+
+
 class FinishReason(StrEnum):
     """Why a choice ended. The values are the OpenAI API's where it has one."""
 

@@ -9,7 +9,7 @@ import difflib
 import math
 import re
 from collections.abc import Iterable, Mapping
-from typing import NoReturn
+from typing import NoReturn, TypeAlias
 from urllib.parse import parse_qsl
 
 import orjson
@@ -49,6 +49,13 @@ def shown(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return str(value) if isinstance(value, int | float) else kind(value)
+
+
+ANY = object()
+"""In a table of neutral values: whatever it is, it changes nothing here."""
+
+Neutral: TypeAlias = Mapping[str, tuple[object, ...]]
+"""Names that are known, each with the values that change nothing."""
 
 
 class Fields:
@@ -109,6 +116,18 @@ class Fields:
             self.refuse(name, f"a string of at most {max_length} characters", value)
         return value
 
+    def neutral(self, neutral: Neutral) -> None:
+        """Take what is known and changes nothing; refuse what is known and would change something."""
+        for name, values in neutral.items():
+            value = self.take(name)
+            if value is None or ANY in values or any(_same(value, accepted) for accepted in values):
+                continue
+            param = self.param(name)
+            only = (
+                f", except as {' or '.join(orjson.dumps(accepted).decode() for accepted in values)}" if values else ""
+            )
+            raise UnsupportedParameter(f"'{param}' is not supported by this server{only}.", param=param)
+
     def finish(self, known: Iterable[str] = ()) -> None:
         """Refuse what nobody took, by its name; ``known`` is what a near miss is compared with."""
         for name in self._values:
@@ -136,6 +155,10 @@ def query_pairs(query: bytes) -> list[tuple[str, str]]:
         raise InvalidRequest("The query string is not valid UTF-8.") from None
     except ValueError:
         raise InvalidRequest(f"The query string has more than {MAX_PARAMETERS} parameters.") from None
+
+
+def _same(value: object, accepted: object) -> bool:
+    return value == accepted and isinstance(value, bool) == isinstance(accepted, bool)
 
 
 class QueryFields(Fields):

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
+from collections.abc import Callable
+from typing import NamedTuple
 
 from causerie.chat.log import ResponseLog
 from causerie.chat.records import ResponseRecord, outcome_of
 from causerie.chat.store import Append, End, Store, Write
-from causerie.errors import StoreError
+from causerie.errors import CauserieError, StoreError
 from causerie.types import Event, Failed, Finished
 
 logger = logging.getLogger("causerie.store")
@@ -22,18 +23,19 @@ logger = logging.getLogger("causerie.store")
 class Recording:
     """The events of one response on their way to the store; the recorder of its log. Made by ``Journal.record``."""
 
-    def __init__(self, journal: Journal, record: ResponseRecord) -> None:
+    def __init__(self, journal: Journal, record: ResponseRecord, on_closed: Callable[[], None]) -> None:
         self.record = record
+        self.on_closed = on_closed
         self._journal = journal
-        self._held: list[tuple[ResponseLog, int, Write]] | None = []
+        self._held: list[_Entry] | None = []
 
     def add(self, log: ResponseLog, number: int, event: Event) -> None:
         writes: list[Write] = [Append(log.id, number, event)]
         if isinstance(event, Finished | Failed):
-            outcome = outcome_of(log.events, time.time())
+            outcome = outcome_of(log.events, log.ended_at)
             assert outcome is not None
             writes.append(End(log.id, outcome))
-        entries = [(log, number, write) for write in writes]
+        entries = [_Entry(self, log, number, write) for write in writes]
         if self._held is None:
             self._journal._add(entries)
         else:
@@ -46,10 +48,21 @@ class Recording:
             await self._journal._store.begin(self.record)
         except BaseException as error:
             self._held = []
-            log.break_off(error if isinstance(error, StoreError) else StoreError("The response could not be kept."))
+            self.break_off(log, error if isinstance(error, CauserieError) else StoreError("It could not be kept."))
             raise
         held, self._held = self._held, None
         self._journal._add(held or [])
+
+    def break_off(self, log: ResponseLog, error: CauserieError) -> None:
+        log.break_off(error)
+        self.on_closed()
+
+
+class _Entry(NamedTuple):
+    recording: Recording
+    log: ResponseLog
+    number: int
+    write: Write
 
 
 class Journal:
@@ -57,18 +70,19 @@ class Journal:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._pending: list[tuple[ResponseLog, int, Write]] = []
+        self._pending: list[_Entry] = []
         self._writing: asyncio.Task[None] | None = None
 
-    def record(self, record: ResponseRecord) -> Recording:
-        return Recording(self, record)
+    def record(self, record: ResponseRecord, on_closed: Callable[[], None] = lambda: None) -> Recording:
+        """``on_closed`` is called when the response's end can be seen by readers."""
+        return Recording(self, record, on_closed)
 
     async def settle(self) -> None:
         """Wait until all is committed, or has failed to be."""
         while self._writing is not None:
             await asyncio.wait({self._writing})
 
-    def _add(self, entries: list[tuple[ResponseLog, int, Write]]) -> None:
+    def _add(self, entries: list[_Entry]) -> None:
         self._pending += entries
         if self._writing is None and self._pending:
             # The task runs when everything of this turn of the loop, so the whole step, has been added.
@@ -82,17 +96,20 @@ class Journal:
         finally:
             self._writing = None
 
-    async def _commit(self, batch: list[tuple[ResponseLog, int, Write]]) -> None:
+    async def _commit(self, batch: list[_Entry]) -> None:
         try:
-            await self._store.write([write for _, _, write in batch])
+            await self._store.write([entry.write for entry in batch])
         except Exception as error:
             if not isinstance(error, StoreError):
                 logger.exception("the store failed in an unforeseen way")
                 error = StoreError("What keeps responses has failed; this one was not kept to its end.")
-            logger.error("%d responses end as failed: %s", len({log for log, _, _ in batch}), error)
-            for log in {log: None for log, _, _ in batch}:
-                self._pending = [entry for entry in self._pending if entry[0] is not log]
-                log.break_off(error)
+            lost = {entry.log: entry.recording for entry in batch}
+            logger.error("%d responses end as failed: %s", len(lost), error)
+            self._pending = [entry for entry in self._pending if entry.log not in lost]
+            for log, recording in lost.items():
+                recording.break_off(log, error)
         else:
-            for log, number in {log: number for log, number, _ in batch}.items():
+            for log, (recording, _, number, _) in {entry.log: entry for entry in batch}.items():
                 log.committed(number)
+                if log.closed:
+                    recording.on_closed()

@@ -54,6 +54,8 @@ class ResponseLog:
         self.outlives_readers = outlives_readers
         """Whether it may go on without any; then one that is slow does not end it either."""
         self.created = int(time.time())
+        self.ended_at = 0.0
+        """Unix time of the terminal event, once it is there."""
         self._events: list[Event] = []
         self._visible = 0
         self._recorder = recorder
@@ -94,6 +96,8 @@ class ResponseLog:
         if self.ended:
             raise RuntimeError(f"response {self.id} has ended; {type(event).__name__} came after its terminal event")
         self._events.append(event)
+        if isinstance(event, Finished | Failed):
+            self.ended_at = time.time()
         number = len(self._events)
         if self._recorder is None:
             self._show(number)

@@ -9,6 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route, Router, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from causerie.chat.archive import Archive
 from causerie.chat.service import ChatService
 from causerie.errors import CauserieError, InvalidRequest, RequestTimeout, RequestTooLarge
 from causerie.web.chatbot import Chatbot
@@ -16,6 +17,7 @@ from causerie.web.errors import error_response, routing_error
 from causerie.web.openai import Completions, Models
 from causerie.web.ops import Health, MetricsPage, Ready, Welcome
 from causerie.web.requests import ClientGone, check_host, discard_body, request_id
+from causerie.web.responses import Responses
 from causerie.web.streams import ResponseCut
 from causerie.web.textbot import Textbot
 from causerie.wire.completions import parse_chat, parse_completion
@@ -39,10 +41,11 @@ class Endpoint:
 class App:
     """Every surface of one service. ``drain`` closes what would otherwise never end."""
 
-    def __init__(self, service: ChatService, metrics: Callable[[], Awaitable[bytes]]) -> None:
+    def __init__(self, service: ChatService, archive: Archive, metrics: Callable[[], Awaitable[bytes]]) -> None:
         self._chatbot = Chatbot(service)
         models = Models(service)
         textbot = Textbot(service)
+        responses = Responses(service, archive)
         chat, text = Completions(service, "chat", parse_chat), Completions(service, "text", parse_completion)
         self._router = Router(
             [
@@ -54,6 +57,11 @@ class App:
                 Route("/v1/chat/completions/{id:path}", Endpoint(chat.read_again), methods=["GET"]),
                 Route("/v1/completions", text, methods=["POST"]),
                 Route("/v1/completions/{id:path}", Endpoint(text.read_again), methods=["GET"]),
+                Route("/v1/responses", Endpoint(responses.create), methods=["POST"]),
+                Route("/v1/responses/{id}", Endpoint(responses.read), methods=["GET"]),
+                Route("/v1/responses/{id}", Endpoint(responses.delete), methods=["DELETE"]),
+                Route("/v1/responses/{id}/cancel", Endpoint(responses.cancel), methods=["POST"]),
+                Route("/v1/responses/{id}/input_items", Endpoint(responses.input_items), methods=["GET"]),
                 Route("/v1/models", models, methods=["GET"]),
                 Route("/v1/models/{name:path}", models, methods=["GET"]),
                 Route("/health", Health(service), methods=["GET"]),
@@ -94,8 +102,8 @@ class App:
             await error_response(unexpected, id_)(scope, receive, send)
 
 
-def create_app(service: ChatService, metrics: Callable[[], Awaitable[bytes]] | None = None) -> App:
-    """The ASGI application on ``service``, which its owner starts and stops.
+def create_app(service: ChatService, archive: Archive, metrics: Callable[[], Awaitable[bytes]] | None = None) -> App:
+    """The ASGI application on ``service`` and its ``archive``, which their owner starts and stops.
 
     ``metrics`` gives what ``/metrics`` answers where that is more than the service's own.
     """
@@ -103,7 +111,7 @@ def create_app(service: ChatService, metrics: Callable[[], Awaitable[bytes]] | N
     async def own() -> bytes:
         return service.metrics.render()
 
-    return App(service, metrics or own)
+    return App(service, archive, metrics or own)
 
 
 async def _refuse_body(

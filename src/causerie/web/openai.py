@@ -34,7 +34,7 @@ from causerie.wire.openai import (
 )
 from causerie.wire.sampling import Limits
 
-_PARSE_INLINE = 64 * 1024
+PARSE_INLINE = 64 * 1024
 """Bodies of fewer bytes are parsed on the loop; larger ones would hold up everybody's tokens."""
 
 EVENT_STREAM_HEADERS = [
@@ -68,7 +68,7 @@ class Completions:
         body, limits = await read_body(scope, receive, service.settings), limits_of(service)
         call = (
             self._parse(body, limits)
-            if len(body) < _PARSE_INLINE
+            if len(body) < PARSE_INLINE
             else await asyncio.to_thread(self._parse, body, limits)
         )
         on_disconnect = wanted_on_disconnect(scope, call.on_disconnect)

@@ -68,6 +68,20 @@ class Settings(BaseModel):
     )
     max_body_bytes: int = Field(default=4 * 2**20, ge=1024, description="Largest request body, in bytes.")
     max_frame_bytes: int = Field(default=2**20, ge=1024, description="Largest WebSocket message, in bytes.")
+    store: str = Field(
+        default="default",
+        description="Where responses and conversations are kept: nothing for a SQLite file in the user's data folder, "
+        "a file's path, :memory: for as long as the server runs, or redis://host:6379/0 for several servers.",
+    )
+    store_max_age: float = Field(
+        default=30 * 86400.0, gt=0, description="Seconds after which a kept response or conversation is removed."
+    )
+    store_max_gib: float = Field(
+        default=1.0,
+        ge=2**-10,
+        le=4096,
+        description="Size of the store, in GiB; past it, the oldest responses and conversations are removed.",
+    )
     body_timeout: float = Field(default=30.0, gt=0, description="Seconds for a request's body to arrive.")
     send_timeout: float = Field(
         default=60.0, gt=0, description="Seconds a client may take no byte of its answer before it is cut off."

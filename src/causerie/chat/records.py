@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
 
-from causerie.errors import CauserieError
-from causerie.types import Event, Failed, Finished, FinishReason, Message, TextDelta, Usage
+from causerie.errors import CauserieError, Interrupted
+from causerie.types import Event, Failed, Finished, FinishReason, Message, Started, TextDelta, Usage
 
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
 
@@ -60,6 +60,12 @@ class Outcome:
     error: CauserieError | None = field(default=None, compare=False)
     """Of a failed one."""
 
+    def item(self, id_: str) -> Item | None:
+        """The answer as an item under that id; None where nothing was said."""
+        if not self.text:
+            return None
+        return Item(id_, "assistant", self.text, "completed" if self.status is Status.COMPLETED else "incomplete")
+
 
 @dataclass(frozen=True, slots=True)
 class ResponseRecord:
@@ -87,10 +93,7 @@ class ResponseRecord:
     @property
     def output(self) -> Item | None:
         """The answer as an item; None while it is being generated, and where nothing was said."""
-        if self.outcome is None or not self.outcome.text:
-            return None
-        status: ItemStatus = "completed" if self.outcome.status is Status.COMPLETED else "incomplete"
-        return Item(self.output_id, "assistant", self.outcome.text, status)
+        return self.outcome.item(self.output_id) if self.outcome else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +119,15 @@ def outcome_of(events: Sequence[Event], ended: float) -> Outcome | None:
         return Outcome(status, text_of(events), last.usage, ended, reason)
     return None
 
+
+def interruption(events: Sequence[Event]) -> Failed:
+    """The terminal event of a response whose process is gone: it used what it is known to have used."""
+    prompt = next((event.prompt_tokens for event in events if isinstance(event, Started)), 0)
+    said = sum(part.tokens for event in events if isinstance(event, TextDelta) for part in event.parts)
+    return Failed(Interrupted(INTERRUPTED), Usage(prompt, said))
+
+
+INTERRUPTED = "The server ended while it generated this answer. What it had said is kept."
 
 _ENDS = {
     FinishReason.STOP: (Status.COMPLETED, None),

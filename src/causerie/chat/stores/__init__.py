@@ -1,1 +1,37 @@
 """Where responses and conversations are kept: one module for each medium."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from causerie.chat.store import Store
+from causerie.errors import ConfigError
+
+_REDIS = ("redis://", "rediss://", "unix://")
+
+
+def make_store(reference: str, max_bytes: int, environ: Mapping[str, str] = os.environ) -> Store:
+    """The store that the setting ``store`` names, not opened yet.
+
+    ``sweep`` keeps it at ``max_bytes``; a tenth above, it takes no more. Raises ConfigError for a reference that
+    names none, and for a Redis one without its extra.
+    """
+    bound = max_bytes + max_bytes // 10
+    if reference.startswith(_REDIS):
+        raise ConfigError("No Redis yet.", param="store")
+    if not reference or "://" in reference or "\0" in reference:
+        raise ConfigError(
+            f"{reference!r} is no store. Give a file's path, :memory:, or redis://host:6379/0.", param="store"
+        )
+    from causerie.chat.stores.sqlite import SQLiteStore
+
+    path = data_folder(environ) / "responses.sqlite3" if reference == "default" else reference
+    return SQLiteStore(path, max_bytes=bound)
+
+
+def data_folder(environ: Mapping[str, str]) -> Path:
+    """Where causerie keeps what is the user's: ``XDG_DATA_HOME``, or what that stands for."""
+    xdg = Path(environ.get("XDG_DATA_HOME", ""))
+    return (xdg if xdg.is_absolute() else Path.home() / ".local" / "share") / "causerie"

@@ -115,7 +115,7 @@ class ResponseEvents:
         """The events that one of the log's makes: none, one or several."""
         number, event = numbered
         if isinstance(event, TextDelta) and self._names is None:
-            data = self._plain_delta(self._delta, number + 2, event)
+            data = self._plain_delta(self._delta, number + 2, event, b',"logprobs":[]}')
             return [StreamEvent(number + 2, _DELTA, data)] if data else []
         self._take_text(event)
         events = [made for made in self._encode(number, event) if made.number > self._after]
@@ -126,20 +126,19 @@ class ResponseEvents:
         """The same as server-sent events; a prompt that is being read is told in comments."""
         number, event = numbered
         if isinstance(event, TextDelta) and self._names is None:
-            data = self._plain_delta(self._delta_line, number + 2, event)
-            return data + b"\n\n" if data else b""
+            return self._plain_delta(self._delta_line, number + 2, event, b',"logprobs":[]}\n\n')
         body = as_sse(self.encode(numbered))
         if isinstance(event, PrefillProgress):
             body += b": prefill %d/%d\n\n" % (event.read, event.total)
         return body
 
-    def _plain_delta(self, head: bytes, number: int, event: TextDelta) -> bytes:
+    def _plain_delta(self, head: bytes, number: int, event: TextDelta, tail: bytes) -> bytes:
         """A delta without log-probabilities: there are many, and all but the text is known."""
         text = event.parts[0].text
         self._text.append(text)
         if not text or number <= self._after:
             return b""
-        return head + b'%d,"delta":%b,"logprobs":[]}' % (number, sse.json_text(text))
+        return head + b'%d,"delta":' % number + sse.json_text(text) + tail
 
     def _take(self, event: Event) -> None:
         self._take_text(event)

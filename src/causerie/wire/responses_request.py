@@ -5,7 +5,6 @@ As everywhere: a parameter is honoured, or has a value that changes nothing, or 
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -14,7 +13,7 @@ from causerie.chat.records import Item
 from causerie.errors import InvalidRequest
 from causerie.types import ChatPrompt, GenerationRequest, Message, OnDisconnect, SamplingParams
 from causerie.wire.fields import ANY, Fields, Neutral, parse_object
-from causerie.wire.items import NewId, message, parse_items
+from causerie.wire.items import NewId, message, new_item_id, parse_items
 from causerie.wire.options import take_format, take_metadata, take_on_disconnect
 from causerie.wire.queries import LOGPROBS, MAX_ID_LENGTH, check_includable
 from causerie.wire.sampling import (
@@ -96,10 +95,6 @@ class ResponseCall:
 
     def request(self, id_: str, history: Sequence[Item] = ()) -> GenerationRequest:
         return GenerationRequest(id_, self.prompt(history), self.sampling, stop=self.stop)
-
-
-def new_item_id() -> str:
-    return f"msg_{uuid.uuid4().hex}"
 
 
 def parse_response(body: bytes, limits: Limits, new_id: NewId = new_item_id) -> ResponseCall:

@@ -75,6 +75,13 @@ class Settings(BaseModel):
     heartbeat: float = Field(
         default=10.0, gt=0, description="Seconds of silence after which an event stream gets a comment line."
     )
+    resume_window: float = Field(
+        default=60.0,
+        ge=0,
+        le=86400,
+        description="Seconds for which an ended stream that asked to outlive its reader (on_disconnect) can be read "
+        "again; stored responses can be for as long as they are kept.",
+    )
     shutdown_deadline: float = Field(
         default=25.0, ge=0, description="Seconds that running answers have to finish after SIGTERM or Ctrl-C."
     )

@@ -81,11 +81,22 @@ class SamplingParams:
 
 
 @dataclass(frozen=True, slots=True)
+class OnDisconnect:
+    """What becomes of a response that nobody reads any more.
+
+    It is cancelled when nobody has come back after ``grace`` seconds: at once with 0, never with None.
+    """
+
+    grace: float | None = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """One response wanted: a prompt, how to sample, ``n`` choices, and the strings that end a choice.
 
-    ``sampling.max_tokens`` is what the client asked for, or the server's default; the service lowers it to
-    what the context window leaves. Stop strings never appear in the text.
+    ``owner`` is the name of the API key that it came with; ids are unique for each owner. ``sampling.max_tokens`` is
+    what the client asked for, or the server's default; the service lowers it to what the context window leaves.
+    Stop strings never appear in the text.
     """
 
     id: str
@@ -93,14 +104,8 @@ class GenerationRequest:
     sampling: SamplingParams
     n: int = 1
     stop: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class OnDisconnect:
-    """What becomes of a response once its last reader has left."""
-
-    grace: float | None
-    """Seconds that it goes on without one: 0 is cancelled at once, None goes on to its end."""
+    owner: str = ""
+    on_disconnect: OnDisconnect = OnDisconnect()
 
 
 class FinishReason(StrEnum):
@@ -147,9 +152,10 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class Queued:
-    """The request waits for its turn; ``position`` 0 is next."""
+    """The request waits for its turn; ``position`` 0 is next. ``estimated_wait`` is in seconds, from recent turns."""
 
     position: int
+    estimated_wait: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -180,7 +180,7 @@ async def test_one_that_leaves_the_queue_never_reaches_the_engine() -> None:
     async with serving(script, engine={"step_seconds": 0.001}, max_batch_size=1) as service:
         running = (await service.create(request("running", max_tokens=8000))).reader()
         queued = await service.create(request("queued"))
-        assert queued._events == [Queued(0)]
+        assert queued._events == [Queued(0, 1.0)]
         await until(lambda: bool(prompts))
         await queued.reader().aclose()
         assert service.waiting == 0

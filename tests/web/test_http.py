@@ -156,6 +156,7 @@ async def test_heartbeats_fill_the_wait_in_the_queue() -> None:
         await running.head()
         waiting = await send(url, "POST", CHAT, chat_body(stream=True))
         assert await waiting.head() == 200
+        assert (await waiting.chunk()).startswith(b": queued, 0 before you, about ")
         assert await waiting.chunk() == b": keep-alive\n\n"
         assert await waiting.chunk() == b": keep-alive\n\n"
         running.reset()

@@ -96,7 +96,7 @@ def checked(event: StreamEvent) -> Any:
     body = orjson.loads(event.data)
     assert (body["type"], body["sequence_number"]) == (event.type, event.number)
     model = MODELS[event.type].model_validate(body)
-    assert set(model.model_extra or ()) <= {"queue_position"}
+    assert set(model.model_extra or ()) <= {"queue_position", "estimated_wait"}
     response = getattr(model, "response", None)
     assert response is None or set(response.model_extra) == {"store"}
     return model
@@ -182,8 +182,9 @@ def test_failure_has_a_code_that_the_api_knows_and_ours_beside_it(error: Causeri
 
 
 def test_queue_position_is_beside_the_response() -> None:
-    queued = data(whole([Queued(4)]))[1]
-    assert queued["queue_position"] == 4 and queued["response"]["status"] == "queued"
+    queued = data(whole([Queued(4, 1.5)]))[1]
+    assert (queued["queue_position"], queued["estimated_wait"]) == (4, 1.5)
+    assert queued["response"]["status"] == "queued"
 
 
 def test_background_response_is_created_in_the_queue() -> None:

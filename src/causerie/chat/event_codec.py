@@ -28,8 +28,8 @@ def encode(event: Event) -> bytes:
     match event:
         case TextDelta(parts):
             value: Any = ["d", [_part(part) for part in parts]]
-        case Queued(position):
-            value = ["q", position]
+        case Queued(position, wait):
+            value = ["q", position, wait]
         case PrefillProgress(read, total):
             value = ["p", read, total]
         case Started(prompt_tokens, dropped):

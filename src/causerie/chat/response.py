@@ -81,13 +81,25 @@ class Response:
         self._cached: int | None = None
         self._arrived = arrived
         self._said_first = False
+        self._over = False
+        self._position = 0
 
     def enqueue(self) -> None:
         """Ask for a turn; it may come at once. Raises InvalidRequest where it could never come."""
         n = self._request.n
         self._ticket.request(n, n * self._kv_tokens, self._begin)
         if not self._ticket.granted:
-            self.log.append(Queued(self._ticket.position))
+            self._queued(self._ticket.position)
+            self._ticket.on_moved = self._moved
+
+    def _moved(self, position: int) -> None:
+        # Not each step of a long queue: that would be an event for everybody whenever anybody's turn comes.
+        if position <= self._position // 2 and position != self._position and not self.log.ended:
+            self._queued(position)
+
+    def _queued(self, position: int) -> None:
+        self._position = position
+        self.log.append(Queued(position, self._ticket.estimated_wait(position)))
 
     @property
     def _kv_tokens(self) -> int:
@@ -194,7 +206,13 @@ class Response:
             self._owner.metrics.failed(error.code)
             self._end(Failed(error, self._usage), FinishReason.ERROR)
 
+    def broken(self, error: CauserieError) -> None:
+        """Its events cannot be kept any more: stop, and let the log say why."""
+        if not self._over:
+            self.fail(error)
+
     def _end(self, terminal: Finished | Failed, reason: FinishReason) -> None:
+        self._over = True
         if self._reading is not None:
             self._owner.reader.cancel(self._reading, self._stop_reading)
         for choice in self._choices:

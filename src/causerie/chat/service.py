@@ -16,10 +16,11 @@ from concurrent.futures import ThreadPoolExecutor
 from causerie.chat.admission import Admission, Ticket
 from causerie.chat.choice import Choice
 from causerie.chat.intake import Encoded, Intake, characters
-from causerie.chat.log import ResponseLog
+from causerie.chat.log import Recorder, ResponseLog
 from causerie.chat.metrics import Metrics
 from causerie.chat.reading import PromptReader
 from causerie.chat.response import Response
+from causerie.chat.streams import Streams
 from causerie.config import Settings
 from causerie.engines.base import Engine, EngineInfo, Update
 from causerie.errors import (
@@ -58,7 +59,9 @@ class ChatService:
             kv_tokens=info.kv_tokens,
             max_waiting=settings.max_waiting,
         )
-        self._responses: dict[str, Response | None] = {}
+        self.streams = Streams(window=settings.resume_window, capacity=settings.max_batch_size + settings.max_waiting)
+        """The responses that outlive their readers."""
+        self._responses: dict[tuple[str, str], Response | None] = {}
         self._sequences: dict[int, tuple[Response, Choice]] = {}
         self._lingering: dict[ResponseLog, None] = {}
         self._intake = Intake(text, info, settings)
@@ -110,6 +113,7 @@ class ChatService:
         self._draining = True
         self._admission.close()
         self._fail_all()
+        self.streams.close()
         await asyncio.to_thread(self.engine.stop)
         await asyncio.sleep(0)  # The engine's last delivery is already scheduled on this loop.
         self._encoders.shutdown(wait=False, cancel_futures=True)
@@ -129,13 +133,14 @@ class ChatService:
                 self._idle = None
         self._fail_all()
 
-    async def create(self, request: GenerationRequest) -> ResponseLog:
-        """Take a request in; returns its log as soon as it waits or runs.
+    async def create(self, request: GenerationRequest, recorder: Recorder | None = None) -> ResponseLog:
+        """Take a request in; returns its log as soon as it waits or runs. ``recorder`` keeps the log's events.
 
         Raises, in this order: DuplicateRequest, ShuttingDown or Overloaded before anything is computed;
         InvalidRequest, ContextLengthExceeded or UnsupportedParameter after. The caller takes a reader at once,
-        and closes it in a ``finally``: when the last reader leaves, the response is cancelled.
+        and closes it in a ``finally``. What becomes of the response when the last one leaves, ``on_disconnect`` says.
         """
+        key = request.owner, request.id
         try:
             ticket = self._enter(request)
         except CauserieError as error:
@@ -150,17 +155,23 @@ class ChatService:
             sampling = self._intake.fit(request, len(prompt.ids))
             log = ResponseLog(
                 request.id,
+                owner=request.owner,
                 on_cancel=lambda cause: response.cancel(cause),
                 on_abandoned=self._abandoned,
+                on_broken=lambda error: response.broken(error),
+                recorder=recorder,
+                outlives_readers=request.on_disconnect.grace != 0,
             )
             response = Response(self, request, log, ticket, prompt, sampling, arrived)
-            self._responses[request.id] = response
+            self._responses[key] = response
+            if log.outlives_readers:
+                self.streams.keep(log, request)
             response.enqueue()
         except BaseException as error:
             # An encoding thread that is still at work keeps its place until it is done; see _encode.
             if not isinstance(error, asyncio.CancelledError):
                 ticket.release()
-            self._forget(request.id)
+            self._forget(key)
             if isinstance(error, CauserieError):
                 self.metrics.rejected(error.code)
             raise
@@ -189,8 +200,10 @@ class ChatService:
     def settled(self, response: Response) -> None:
         """Forget a response that is over for the engine; its log lives on with its readers."""
         log = response.log
-        if self._responses.get(log.id) is response:
-            self._forget(log.id)
+        key = log.owner, log.id
+        if self._responses.get(key) is response:
+            self._forget(key)
+        self.streams.ended(log)
         if log.reader_count:
             self._lingering[log] = None
 
@@ -198,7 +211,8 @@ class ChatService:
         return next(self._numbers)
 
     def _enter(self, request: GenerationRequest) -> Ticket:
-        if request.id in self._responses:
+        key = request.owner, request.id
+        if key in self._responses:
             raise DuplicateRequest(f"A request with the id {request.id!r} is still running.", param="request_id")
         if not self.ready:
             raise ShuttingDown("The server is not ready, or is shutting down.", retry_after=5)
@@ -206,17 +220,18 @@ class ChatService:
         if len(self._lingering) >= limit:
             raise Overloaded(f"{limit} finished answers are still being read. Try again later.")
         ticket = self._admission.enter()
-        self._responses[request.id] = None
+        self._responses[key] = None
         return ticket
 
-    def _forget(self, request_id: str) -> None:
-        self._responses.pop(request_id, None)
+    def _forget(self, key: tuple[str, str]) -> None:
+        self._responses.pop(key, None)
         if self._idle is not None and not self._responses and not self._idle.done():
             self._idle.set_result(None)
 
     def _abandoned(self, log: ResponseLog) -> None:
         self._lingering.pop(log, None)
-        log.cancel(CancelCause.CLIENT)
+        if not self.streams.abandoned(log):
+            log.cancel(CancelCause.CLIENT)
 
     def _fail_all(self) -> None:
         self._ended = True

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 from starlette.exceptions import HTTPException
 from starlette.routing import Route, Router, WebSocketRoute
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from causerie.chat.service import ChatService
 from causerie.errors import CauserieError, InvalidRequest, RequestTimeout, RequestTooLarge
@@ -26,19 +26,34 @@ _LINGER = 2.0
 """Seconds that a client may go on sending a body that was refused."""
 
 
+class Endpoint:
+    """A method as an ASGI application: Starlette would take a bare one for a function of a request."""
+
+    def __init__(self, call: ASGIApp) -> None:
+        self._call = call
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._call(scope, receive, send)
+
+
 class App:
     """Every surface of one service. ``drain`` closes what would otherwise never end."""
 
     def __init__(self, service: ChatService, metrics: Callable[[], Awaitable[bytes]]) -> None:
         self._chatbot = Chatbot(service)
         models = Models(service)
+        textbot = Textbot(service)
+        chat, text = Completions(service, "chat", parse_chat), Completions(service, "text", parse_completion)
         self._router = Router(
             [
-                Route("/", Textbot(service), methods=["POST"]),
+                Route("/", textbot, methods=["POST"]),
                 Route("/", Welcome(service), methods=["GET"]),
                 WebSocketRoute("/", self._chatbot),
-                Route("/v1/chat/completions", Completions(service, "chat", parse_chat), methods=["POST"]),
-                Route("/v1/completions", Completions(service, "text", parse_completion), methods=["POST"]),
+                Route("/streams/{id:path}", Endpoint(textbot.read_again), methods=["GET"]),
+                Route("/v1/chat/completions", chat, methods=["POST"]),
+                Route("/v1/chat/completions/{id:path}", Endpoint(chat.read_again), methods=["GET"]),
+                Route("/v1/completions", text, methods=["POST"]),
+                Route("/v1/completions/{id:path}", Endpoint(text.read_again), methods=["GET"]),
                 Route("/v1/models", models, methods=["GET"]),
                 Route("/v1/models/{name:path}", models, methods=["GET"]),
                 Route("/health", Health(service), methods=["GET"]),

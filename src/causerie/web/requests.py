@@ -30,6 +30,12 @@ def request_id(scope: Scope) -> str:
     return given.decode("ascii") if given is not None and _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
 
 
+def owner_of(scope: Scope) -> str:
+    """Whose request it is: the name of its API key."""
+    owner: str = scope["state"].get("owner", "")
+    return owner
+
+
 def id_header(scope: Scope) -> dict[str, str]:
     """The header that tells a client its request's id."""
     return {"x-request-id": scope["state"]["request_id"]}

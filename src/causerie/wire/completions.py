@@ -9,7 +9,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from causerie.errors import ContextLengthExceeded, InvalidRequest, UnsupportedParameter
-from causerie.types import ChatPrompt, GenerationRequest, Message, Prompt, SamplingParams, TextPrompt, TokenPrompt
+from causerie.types import (
+    ChatPrompt,
+    GenerationRequest,
+    Message,
+    OnDisconnect,
+    Prompt,
+    SamplingParams,
+    TextPrompt,
+    TokenPrompt,
+)
+from causerie.wire.disconnect import take_on_disconnect
 from causerie.wire.fields import ANY, Fields, Neutral, kind, parse_object, shown
 from causerie.wire.sampling import (
     MAX_LOGPROBS,
@@ -95,7 +105,7 @@ _NEUTRAL_MESSAGE: Neutral = {
 _TAKEN = (
     *SAMPLING_NAMES,
     *("model", "stream", "stream_options", "n", "logprobs", "top_logprobs", "max_completion_tokens"),
-    *("messages", "prompt", "best_of"),
+    *("messages", "prompt", "best_of", "on_disconnect"),
 )
 
 
@@ -110,6 +120,8 @@ class CompletionCall:
     stream: bool
     include_usage: bool
     """Whether a stream ends with a chunk that holds the usage."""
+    on_disconnect: OnDisconnect | None = None
+    """None where the body does not say."""
 
     def request(self, id_: str) -> GenerationRequest:
         return GenerationRequest(id_, self.prompt, self.sampling, self.n, self.stop)
@@ -152,6 +164,7 @@ def _take_rest(
         stop=take_stop(fields),
         stream=fields.boolean("stream"),
         include_usage=_take_include_usage(fields),
+        on_disconnect=take_on_disconnect(fields),
     )
     fields.neutral(neutral)
     fields.finish((*_TAKEN, *neutral))

@@ -10,11 +10,14 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import NoReturn, TypeAlias
+from urllib.parse import parse_qsl
 
 import orjson
 
 from causerie.errors import InvalidRequest, UnsupportedParameter
 
+MAX_PARAMETERS = 2048
+"""In one query string."""
 MAX_SHOWN = 60
 """Characters of a bad value, or of an unknown name, that an error repeats."""
 
@@ -142,6 +145,16 @@ class Fields:
 
     def _number(self, value: object) -> float | None:
         return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def query_pairs(query: bytes) -> list[tuple[str, str]]:
+    """A query string's parameters in order. Raises InvalidRequest."""
+    try:
+        return parse_qsl(query.decode("utf-8"), keep_blank_values=True, errors="strict", max_num_fields=MAX_PARAMETERS)
+    except UnicodeDecodeError:
+        raise InvalidRequest("The query string is not valid UTF-8.") from None
+    except ValueError:
+        raise InvalidRequest(f"The query string has more than {MAX_PARAMETERS} parameters.") from None
 
 
 def _same(value: object, accepted: object) -> bool:

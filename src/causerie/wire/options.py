@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import re
-
 from causerie.errors import InvalidRequest
-from causerie.types import OnDisconnect
 from causerie.wire.fields import Fields, shown
 
 MAX_METADATA = 16
 MAX_METADATA_KEY = 64
 MAX_METADATA_VALUE = 512
-MAX_GRACE = 86_400.0
-"""Seconds that a request may ask its response to go on without a reader."""
-
-_GRACE = re.compile(r"grace\((\d{1,5}(?:\.\d{1,3})?)\)", re.ASCII)
 
 
 def take_format(text: Fields) -> dict[str, object]:
@@ -40,16 +33,3 @@ def take_metadata(fields: Fields) -> dict[str, str]:
             expected = f"a string of at most {MAX_METADATA_VALUE} characters"
             raise InvalidRequest(f"'metadata.{key}' must be {expected}, not {shown(entry)}.", param=f"metadata.{key}")
     return value
-
-
-def take_on_disconnect(fields: Fields) -> OnDisconnect | None:
-    """``on_disconnect``: cancel, continue or grace(SECONDS). Raises InvalidRequest."""
-    value = fields.take("on_disconnect")
-    if value is None:
-        return None
-    if value in ("cancel", "continue"):
-        return OnDisconnect(0.0 if value == "cancel" else None)
-    found = _GRACE.fullmatch(value) if isinstance(value, str) else None
-    if found is None or float(found[1]) > MAX_GRACE:
-        fields.refuse("on_disconnect", f"cancel, continue or grace(SECONDS), at most {MAX_GRACE:.0f} of them", value)
-    return OnDisconnect(float(found[1]))

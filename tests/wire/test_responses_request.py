@@ -116,7 +116,7 @@ def test_what_a_client_was_answered_may_come_back_as_input() -> None:
 def test_prompt_is_the_instructions_the_history_and_the_input() -> None:
     got = call(instructions="New.", previous_response_id="resp_1")
     history = [Item("a", "user", "One"), Item("b", "assistant", "Two")]
-    assert got.request("r", history).prompt == ChatPrompt(
+    assert got.request("r", "", history).prompt == ChatPrompt(
         (Message("system", "New."), Message("user", "One"), Message("assistant", "Two"), Message("user", "Hello")),
         field="input",
     )
@@ -139,10 +139,19 @@ def test_two_ways_to_continue_are_refused_by_both_names() -> None:
 
 @pytest.mark.parametrize(
     ("value", "expected"),
-    [("cancel", 0.0), ("continue", None), ("grace(0)", 0.0), ("grace(30)", 30.0), ("grace(86400)", 86400.0)],
+    [("cancel", 0.0), ("continue", None), ("grace(0)", 0.0), ("grace(30)", 30.0), ("grace(3600)", 3600.0)],
 )
 def test_on_disconnect(value: str, expected: float | None) -> None:
     assert call(on_disconnect=value).on_disconnect == OnDisconnect(expected)
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [({}, 0.0), ({"background": True}, None), ({"background": True, "on_disconnect": "cancel"}, 0.0)],
+)
+def test_response_in_the_background_goes_on_unless_told_otherwise(fields: dict[str, Any], expected: Any) -> None:
+    request = call(**fields).request("r", "alice")
+    assert (request.id, request.owner, request.on_disconnect) == ("r", "alice", OnDisconnect(expected))
 
 
 @pytest.mark.parametrize(
@@ -206,7 +215,7 @@ def test_field_that_changes_nothing_is_accepted(harmless: dict[str, Any]) -> Non
         ({"conversation": 3}, "conversation"),
         ({"previous_response_id": ["resp"]}, "previous_response_id"),
         ({"on_disconnect": "grace(-1)"}, "on_disconnect"),
-        ({"on_disconnect": "grace(86401)"}, "on_disconnect"),
+        ({"on_disconnect": "grace(3601)"}, "on_disconnect"),
         ({"on_disconnect": 5}, "on_disconnect"),
         ({"n": 2}, "n"),
         ({"input": None}, "input"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Sequence
 from typing import cast
 
@@ -22,6 +23,10 @@ _MAX_WORD = 64
 _MAX_ID = 256
 _NEUTRAL_ITEM: Neutral = {"phase": ("commentary", "final_answer")}
 _NEUTRAL_PART: Neutral = {"annotations": (ANY,), "logprobs": (ANY,), "prompt_cache_breakpoint": (ANY,)}
+
+
+def new_item_id() -> str:
+    return f"msg_{uuid.uuid4().hex}"
 
 
 def parse_items(values: Sequence[object], path: str, new_id: NewId) -> tuple[Item, ...]:
@@ -51,12 +56,12 @@ def text_part(text: str, logprobs: Sequence[object] = ()) -> dict[str, object]:
 
 
 def item_list(items: Sequence[Item], has_more: bool) -> dict[str, object]:
-    """A page of items; the ids of its ends are null where it is empty."""
+    """A page of items; the ids of its ends are empty where it is, as the API has no null there."""
     return {
         "object": "list",
         "data": [item_object(item) for item in items],
-        "first_id": items[0].id if items else None,
-        "last_id": items[-1].id if items else None,
+        "first_id": items[0].id if items else "",
+        "last_id": items[-1].id if items else "",
         "has_more": has_more,
     }
 

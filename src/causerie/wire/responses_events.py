@@ -17,7 +17,7 @@ the log's end, number t             if it was started ``response.output_text.don
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -40,6 +40,7 @@ from causerie.types import (
 from causerie.wire import sse
 from causerie.wire.items import item_object, text_part
 from causerie.wire.logprobs import TokenNames, token_logprobs
+from causerie.wire.openai import progress_comment
 from causerie.wire.responses_object import response_object
 
 _TERMINALS = {
@@ -115,7 +116,7 @@ class ResponseEvents:
         """The events that one of the log's makes: none, one or several."""
         number, event = numbered
         if isinstance(event, TextDelta) and self._names is None:
-            data = self._plain_delta(self._delta, number + 2, event)
+            data = self._plain_delta(self._delta, number + 2, event, b',"logprobs":[]}')
             return [StreamEvent(number + 2, _DELTA, data)] if data else []
         self._take_text(event)
         events = [made for made in self._encode(number, event) if made.number > self._after]
@@ -126,20 +127,19 @@ class ResponseEvents:
         """The same as server-sent events; a prompt that is being read is told in comments."""
         number, event = numbered
         if isinstance(event, TextDelta) and self._names is None:
-            data = self._plain_delta(self._delta_line, number + 2, event)
-            return data + b"\n\n" if data else b""
+            return self._plain_delta(self._delta_line, number + 2, event, b',"logprobs":[]}\n\n')
         body = as_sse(self.encode(numbered))
         if isinstance(event, PrefillProgress):
-            body += b": prefill %d/%d\n\n" % (event.read, event.total)
+            body += progress_comment(event)
         return body
 
-    def _plain_delta(self, head: bytes, number: int, event: TextDelta) -> bytes:
+    def _plain_delta(self, head: bytes, number: int, event: TextDelta, tail: bytes) -> bytes:
         """A delta without log-probabilities: there are many, and all but the text is known."""
         text = event.parts[0].text
         self._text.append(text)
         if not text or number <= self._after:
             return b""
-        return head + b'%d,"delta":%b,"logprobs":[]}' % (number, sse.json_text(text))
+        return head + b'%d,"delta":' % number + sse.json_text(text) + tail
 
     def _take(self, event: Event) -> None:
         self._take_text(event)
@@ -161,8 +161,9 @@ class ResponseEvents:
         match event:
             case TextDelta():
                 yield from self._rich_delta(number + 2, event)
-            case Queued(position):
-                yield self._lifecycle(number, "response.queued", Status.QUEUED, queue_position=position)
+            case Queued(position, wait):
+                place = {"queue_position": position, "estimated_wait": wait}
+                yield self._lifecycle(number, "response.queued", Status.QUEUED, place)
             case PrefillProgress():
                 if not self._in_progress:
                     yield self._lifecycle(number, "response.in_progress", Status.IN_PROGRESS)
@@ -200,8 +201,10 @@ class ResponseEvents:
         response = response_object(replace(self._record, outcome=outcome), logprobs=logprobs)
         yield _event(number + 5, _TERMINALS[outcome.status], {"response": response})
 
-    def _lifecycle(self, number: int, type_: str, status: Status, **more: object) -> StreamEvent:
-        return _event(number, type_, {"response": response_object(self._record, status), **more})
+    def _lifecycle(
+        self, number: int, type_: str, status: Status, more: Mapping[str, object] | None = None
+    ) -> StreamEvent:
+        return _event(number, type_, {"response": response_object(self._record, status), **(more or {})})
 
 
 def error_event(error: CauserieError, number: int) -> StreamEvent:

@@ -5,7 +5,6 @@ As everywhere: a parameter is honoured, or has a value that changes nothing, or 
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -15,7 +14,7 @@ from causerie.errors import InvalidRequest
 from causerie.types import ChatPrompt, GenerationRequest, Message, OnDisconnect, SamplingParams
 from causerie.wire.disconnect import take_on_disconnect
 from causerie.wire.fields import ANY, Fields, Neutral, parse_object
-from causerie.wire.items import NewId, message, parse_items
+from causerie.wire.items import NewId, message, new_item_id, parse_items
 from causerie.wire.options import take_format, take_metadata
 from causerie.wire.queries import LOGPROBS, MAX_ID_LENGTH, check_includable
 from causerie.wire.sampling import (
@@ -86,7 +85,7 @@ class ResponseCall:
     sampling: SamplingParams
     stop: tuple[str, ...]
     on_disconnect: OnDisconnect | None
-    """None where the request leaves it to the server."""
+    """None where the request does not say: a response in the background then goes on, another is cancelled."""
     parameters: Mapping[str, object]
     """What the request named, as the API echoes it (``ResponseRecord.parameters``)."""
 
@@ -95,12 +94,16 @@ class ResponseCall:
         head = () if self.instructions is None else (Message("system", self.instructions),)
         return ChatPrompt((*head, *map(message, history), *map(message, self.input)), self.overflow, "input")
 
-    def request(self, id_: str, history: Sequence[Item] = ()) -> GenerationRequest:
-        return GenerationRequest(id_, self.prompt(history), self.sampling, stop=self.stop)
-
-
-def new_item_id() -> str:
-    return f"msg_{uuid.uuid4().hex}"
+    def request(self, id_: str, owner: str, history: Sequence[Item] = ()) -> GenerationRequest:
+        default = OnDisconnect(None if self.background else 0.0)
+        return GenerationRequest(
+            id=id_,
+            prompt=self.prompt(history),
+            sampling=self.sampling,
+            stop=self.stop,
+            owner=owner,
+            on_disconnect=self.on_disconnect or default,
+        )
 
 
 def parse_response(body: bytes, limits: Limits, new_id: NewId = new_item_id) -> ResponseCall:

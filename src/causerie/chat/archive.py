@@ -55,7 +55,7 @@ class Wanted(Protocol):
     @property
     def parameters(self) -> Mapping[str, object]: ...
 
-    def request(self, id_: str, history: Sequence[Item] = ()) -> GenerationRequest:
+    def request(self, id_: str, owner: str, history: Sequence[Item] = ()) -> GenerationRequest:
         """What to generate after ``history``, the items that this response continues."""
         ...
 
@@ -174,7 +174,7 @@ class Archive:
         history = await self._history(owner, wanted)
         record = self._record(owner, id_, wanted)
         policy = wanted.on_disconnect or OnDisconnect(None if wanted.background else 0.0)
-        request = replace(wanted.request(id_, history), owner=owner, on_disconnect=policy)
+        request = replace(wanted.request(id_, owner, history), on_disconnect=policy)
         if not wanted.store:
             return Live(record, await self._service.create(request))
 

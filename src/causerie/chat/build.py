@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from causerie.chat.archive import Archive
 from causerie.chat.service import ChatService
+from causerie.chat.store import Retention
+from causerie.chat.stores import make_store
 from causerie.config import Settings
 from causerie.engines.base import Engine, EngineConfig
 from causerie.engines.scripted import ScriptedEngine
@@ -35,6 +38,13 @@ def build_service(settings: Settings, *, progress: Progress | None = None) -> Ch
     engine, why = build_engine(settings, folder)
     text, name = build_text(folder)
     return ChatService(engine, text, name, settings, engine_reason=why)
+
+
+def build_archive(service: ChatService, settings: Settings) -> Archive:
+    """The archive of ``service``, on the settings' store, which ``start`` opens. Raises ConfigError."""
+    max_bytes = int(settings.store_max_gib * 2**30)
+    store = make_store(settings.store, max_bytes)
+    return Archive(service, store, Retention(settings.store_max_age, max_bytes))
 
 
 def find_model(settings: Settings, *, progress: Progress | None = None) -> ModelFolder | None:

@@ -14,7 +14,7 @@ from ray import serve
 from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
 
-from causerie.chat.build import build_engine, build_text, find_model
+from causerie.chat.build import build_archive, build_engine, build_text, find_model
 from causerie.chat.service import ChatService
 from causerie.config import Settings, load_settings
 from causerie.engines.base import EngineInfo, Update
@@ -93,13 +93,15 @@ class Ingress:
         engine = PooledEngine(pool_of(engines, caller), pool, replica_kv_tokens=one.kv_tokens)
         whole = chosen.model_copy(update={"max_batch_size": pool.max_sequences})
         self._service = ChatService(engine, text, name, whole, engine_reason=reason)
+        self._archive = build_archive(self._service, whole)
+        await self._archive.start()
         await self._service.start()
         context = serve.get_replica_context()
         self._name = context.replica_id.unique_id
         self._everybody = (engines, serve.get_deployment_handle(context.deployment, context.app_name))
 
     def __serve_build_asgi_app__(self) -> App:
-        return create_app(self._service, self._metrics)
+        return create_app(self._service, self._archive, self._metrics)
 
     async def scrape(self) -> tuple[str, bytes]:
         """Its name, and what it has to say to Prometheus."""

@@ -13,6 +13,7 @@ from causerie.chat.archive import Archive
 from causerie.chat.service import ChatService
 from causerie.errors import CauserieError, InvalidRequest, RequestTimeout, RequestTooLarge
 from causerie.web.chatbot import Chatbot
+from causerie.web.conversations import Conversations
 from causerie.web.errors import error_response, routing_error
 from causerie.web.openai import Completions, Models
 from causerie.web.ops import Health, MetricsPage, Ready, Welcome
@@ -46,6 +47,7 @@ class App:
         models = Models(service)
         textbot = Textbot(service)
         responses = Responses(service, archive)
+        talks = Conversations(archive, service.settings)
         chat, text = Completions(service, "chat", parse_chat), Completions(service, "text", parse_completion)
         self._router = Router(
             [
@@ -62,6 +64,14 @@ class App:
                 Route("/v1/responses/{id}", Endpoint(responses.delete), methods=["DELETE"]),
                 Route("/v1/responses/{id}/cancel", Endpoint(responses.cancel), methods=["POST"]),
                 Route("/v1/responses/{id}/input_items", Endpoint(responses.input_items), methods=["GET"]),
+                Route("/v1/conversations", Endpoint(talks.create), methods=["POST"]),
+                Route("/v1/conversations/{id}", Endpoint(talks.read), methods=["GET"]),
+                Route("/v1/conversations/{id}", Endpoint(talks.update), methods=["POST"]),
+                Route("/v1/conversations/{id}", Endpoint(talks.delete), methods=["DELETE"]),
+                Route("/v1/conversations/{id}/items", Endpoint(talks.items), methods=["GET"]),
+                Route("/v1/conversations/{id}/items", Endpoint(talks.add_items), methods=["POST"]),
+                Route("/v1/conversations/{id}/items/{item}", Endpoint(talks.item), methods=["GET"]),
+                Route("/v1/conversations/{id}/items/{item}", Endpoint(talks.delete_item), methods=["DELETE"]),
                 Route("/v1/models", models, methods=["GET"]),
                 Route("/v1/models/{name:path}", models, methods=["GET"]),
                 Route("/health", Health(service), methods=["GET"]),

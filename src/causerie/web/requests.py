@@ -6,7 +6,9 @@ import asyncio
 import re
 import uuid
 
-from starlette.types import Receive, Scope
+import orjson
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from causerie.config import Settings
 from causerie.errors import InvalidRequest, RequestTimeout, RequestTooLarge
@@ -39,6 +41,12 @@ def owner_of(scope: Scope) -> str:
 def id_header(scope: Scope) -> dict[str, str]:
     """The header that tells a client its request's id."""
     return {"x-request-id": scope["state"]["request_id"]}
+
+
+async def send_json(value: object, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer with ``value``, and with the request's id."""
+    body = orjson.dumps(value)
+    await Response(body, headers=id_header(scope), media_type="application/json")(scope, receive, send)
 
 
 def check_host(scope: Scope) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 
-import orjson
-from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from causerie.chat.archive import Archive, Live
@@ -16,7 +14,7 @@ from causerie.chat.service import ChatService
 from causerie.errors import ItemNotFound
 from causerie.types import Event, Failed, Finished
 from causerie.web.openai import EVENT_STREAM_HEADERS, PARSE_INLINE, limits_of
-from causerie.web.requests import ClientGone, id_header, owner_of, read_body
+from causerie.web.requests import ClientGone, id_header, owner_of, read_body, send_json
 from causerie.web.streams import StreamedAnswer, leave_with_client, wanted_on_disconnect
 from causerie.wire import sse
 from causerie.wire.fields import query_pairs
@@ -46,16 +44,16 @@ class Responses:
             await self._stream(log.reader(), events, scope, receive, send)
         elif call.background:
             stream = await self._archive.find(record.owner, record.id)
-            await _json(response_object(stream.record, stream.status), scope, receive, send)
+            await send_json(response_object(stream.record, stream.status), scope, receive, send)
         else:
-            await _json(response_object(await _read_to_end(live, receive)), scope, receive, send)
+            await send_json(response_object(await _read_to_end(live, receive)), scope, receive, send)
 
     async def read(self, scope: Scope, receive: Receive, send: Send) -> None:
         """``GET /v1/responses/{id}``: as it is now, or as a stream from the beginning or from a number on."""
         query = parse_response_query(query_pairs(scope["query_string"]))
         stream = await self._archive.find(owner_of(scope), scope["path_params"]["id"])
         if not query.stream:
-            await _json(response_object(stream.record, stream.status), scope, receive, send)
+            await send_json(response_object(stream.record, stream.status), scope, receive, send)
             return
         events = ResponseEvents(stream.record, ended=stream.ended_at, logprobs=self._service.text)
         position = 0
@@ -65,17 +63,17 @@ class Responses:
 
     async def cancel(self, scope: Scope, receive: Receive, send: Send) -> None:
         record = await self._archive.cancel(owner_of(scope), scope["path_params"]["id"])
-        await _json(response_object(record), scope, receive, send)
+        await send_json(response_object(record), scope, receive, send)
 
     async def delete(self, scope: Scope, receive: Receive, send: Send) -> None:
         id_ = scope["path_params"]["id"]
         await self._archive.delete(owner_of(scope), id_)
-        await _json(deleted_object(id_), scope, receive, send)
+        await send_json(deleted_object(id_), scope, receive, send)
 
     async def input_items(self, scope: Scope, receive: Receive, send: Send) -> None:
         query = parse_list_query(query_pairs(scope["query_string"]))
         record = (await self._archive.find(owner_of(scope), scope["path_params"]["id"])).record
-        await _json(_page(record, query), scope, receive, send)
+        await send_json(_page(record, query), scope, receive, send)
 
     async def _parse(self, body: bytes) -> ResponseCall:
         limits = limits_of(self._service)
@@ -132,8 +130,3 @@ def _page(record: ResponseRecord, query: ListQuery) -> dict[str, object]:
             raise ItemNotFound(f"The response was asked no item {query.after[:64]!r}.", param="after")
         items = items[ids.index(query.after) + 1 :]
     return item_list(items[: query.limit], has_more=len(items) > query.limit)
-
-
-async def _json(value: object, scope: Scope, receive: Receive, send: Send) -> None:
-    body = orjson.dumps(value)
-    await Response(body, headers=id_header(scope), media_type="application/json")(scope, receive, send)

@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterator
 import uvicorn
 import uvloop
 
+from causerie.chat.archive import Archive
+from causerie.chat.build import build_archive
 from causerie.chat.service import ChatService
 from causerie.config import Settings
 from causerie.errors import ConfigError
@@ -156,11 +158,16 @@ def serve(
     """
     with contextlib.closing(bind(settings)) as sock, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         service = service_factory()
-        runner.run(_serve(service, settings, sock, on_ready))
+        archive = build_archive(service, settings)
+        runner.run(_serve(service, archive, settings, sock, on_ready))
 
 
 async def _serve(
-    service: ChatService, settings: Settings, sock: socket.socket, on_ready: Callable[[str], None] | None
+    service: ChatService,
+    archive: Archive,
+    settings: Settings,
+    sock: socket.socket,
+    on_ready: Callable[[str], None] | None,
 ) -> None:
     stop = asyncio.Event()
     serving = False
@@ -174,8 +181,9 @@ async def _serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number)
     try:
+        await archive.start()
         await service.start()
-        app = create_app(service)
+        app = create_app(service, archive)
         server = ChatServer(app, settings, sock)
         await server.start()
         serving = True
@@ -185,6 +193,7 @@ async def _serve(
         await shut_down(service, app, server, settings.shutdown_deadline)
     finally:
         await service.stop()
+        await archive.stop()
 
 
 async def shut_down(service: ChatService, app: App, server: ChatServer, deadline: float) -> None:

@@ -11,11 +11,12 @@ from starlette.types import Receive, Scope, Send
 
 from causerie.chat.service import ChatService
 from causerie.errors import CauserieError, InvalidRequest, RequestTimeout, RequestTooLarge
+from causerie.web.access import Access
 from causerie.web.chatbot import Chatbot
-from causerie.web.errors import error_response, routing_error
+from causerie.web.errors import InvalidKey, UnknownHost, error_response, routing_error
 from causerie.web.openai import Completions, Models
 from causerie.web.ops import Health, MetricsPage, Ready, Welcome
-from causerie.web.requests import ClientGone, check_host, discard_body, request_id
+from causerie.web.requests import ClientGone, discard_body, request_id
 from causerie.web.streams import ResponseCut
 from causerie.web.textbot import Textbot
 from causerie.wire.completions import parse_chat, parse_completion
@@ -27,9 +28,15 @@ _LINGER = 2.0
 
 
 class App:
-    """Every surface of one service. ``drain`` closes what would otherwise never end."""
+    """Every surface of one service. ``drain`` closes what would otherwise never end.
 
-    def __init__(self, service: ChatService, metrics: Callable[[], Awaitable[bytes]]) -> None:
+    Each route and socket finds in ``scope["state"]`` its ``request_id``, and its ``owner``: the name of the key that
+    was shown, ``ANONYMOUS`` where none is asked for.
+    """
+
+    def __init__(self, service: ChatService, metrics: Callable[[], Awaitable[bytes]], access: Access) -> None:
+        self._access = access
+        self._rejected = service.metrics.rejected
         self._chatbot = Chatbot(service)
         models = Models(service)
         self._router = Router(
@@ -60,7 +67,7 @@ class App:
         scope["app"] = self
         scope["state"] = {**scope.get("state", {}), "request_id": id_}
         try:
-            check_host(scope)
+            self._admit(scope)
             await self._router(scope, receive, send)
         except ClientGone:
             return
@@ -69,7 +76,7 @@ class App:
         except HTTPException as error:
             described = routing_error(error, scope.get("method", "WebSocket"), scope["path"])
             await error_response(described, id_)(scope, receive, send)
-        except (RequestTooLarge, RequestTimeout) as error:
+        except (RequestTooLarge, RequestTimeout, InvalidKey) as error:
             await _refuse_body(error, id_, scope, receive, send)
         except CauserieError as error:
             await error_response(error, id_)(scope, receive, send)
@@ -78,23 +85,38 @@ class App:
             unexpected = CauserieError("The server failed to answer this request. It is not your request's fault.")
             await error_response(unexpected, id_)(scope, receive, send)
 
+    def _admit(self, scope: Scope) -> None:
+        """Before anything else of the request is read."""
+        try:
+            self._access.check_host(scope)
+            scope["state"]["owner"] = self._access.owner_of(scope)
+        except (UnknownHost, InvalidKey) as error:
+            self._rejected(error.code)
+            raise
 
-def create_app(service: ChatService, metrics: Callable[[], Awaitable[bytes]] | None = None) -> App:
+
+def create_app(
+    service: ChatService, metrics: Callable[[], Awaitable[bytes]] | None = None, access: Access | None = None
+) -> App:
     """The ASGI application on ``service``, which its owner starts and stops.
 
-    ``metrics`` gives what ``/metrics`` answers where that is more than the service's own.
+    ``metrics`` gives what ``/metrics`` answers where that is more than the service's own; ``access`` is made of
+    the service's settings if it is not given. Raises ConfigError for API keys that cannot be read.
     """
 
     async def own() -> bytes:
         return service.metrics.render()
 
-    return App(service, metrics or own)
+    return App(service, metrics or own, access or Access(service.settings))
 
 
 async def _refuse_body(
-    error: InvalidRequest | RequestTimeout, id_: str, scope: Scope, receive: Receive, send: Send
+    error: InvalidRequest | RequestTimeout | InvalidKey, id_: str, scope: Scope, receive: Receive, send: Send
 ) -> None:
     """Answer, then read and drop for a moment what still comes, then close: a reset would swallow the answer."""
+    if scope["type"] == "websocket":
+        await error_response(error, id_)(scope, receive, send)
+        return
     response = error_response(error, id_, close=True)
     await send({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})
     await send({"type": "http.response.body", "body": bytes(response.body), "more_body": True})

@@ -38,14 +38,10 @@ ROUTES = [
     ("DELETE", "/health/"),
     ("GET", "//health"),
 ]
-BODIES = {
+BODIES: dict[str, bytes | dict[str, Any]] = {
     "/v1/completions": {"prompt": "Hi"},
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "Hi"}]},
 }
-
-
-def body_of(path: str) -> bytes | dict[str, Any]:
-    return BODIES.get(path, b"")
 
 
 def with_keys(**settings: Any) -> ChatService:
@@ -59,7 +55,7 @@ def socket_to(url: str, headers: dict[str, str] | None = None, *protocols: str) 
 
 
 async def status_of(url: str, method: str, path: str, headers: dict[str, str]) -> int:
-    return await (await send(url, method, path, body_of(path), headers)).head()
+    return await (await send(url, method, path, BODIES.get(path, b""), headers)).head()
 
 
 @pytest.mark.parametrize(("method", "path"), ROUTES)
@@ -67,7 +63,7 @@ async def test_every_route_needs_a_key(method: str, path: str) -> None:
     service = with_keys()
     async with running_server(service) as url:
         for headers in ({}, {"Authorization": "Bearer wrong-key-0123456789"}):
-            response = await send(url, method, path, body_of(path), headers)
+            response = await send(url, method, path, BODIES.get(path, b""), headers)
             assert await response.head() == 401
             assert response.headers["www-authenticate"] == "Bearer"
             error = (await response.json())["error"]

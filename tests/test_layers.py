@@ -15,7 +15,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "causerie"
 
 FLOORS = {
-    0: {"", "types", "errors", "config"},
+    0: {"", "types", "errors", "config", "keys"},
     1: {"models", "text", "engines", "streamers"},
     2: {"chat"},
     3: {"wire"},

@@ -9,18 +9,27 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_core import PydanticCustomError
 
 from causerie.errors import ConfigError
+from causerie.keys import parse_variable
 
 ENV_PREFIX = "CAUSERIE_"
-OTHER_VARIABLES = frozenset({"cache", "config", "server"})
-"""Variables of ours that are no settings of the server: where models are kept, the settings file, ``ask``'s server."""
+OTHER_VARIABLES = frozenset({"api_key", "cache", "config", "server"})
+"""Variables of ours that are no settings of the server: ``ask``'s key and server, where models are kept, the settings
+file."""
+SECRETS = frozenset({"api_keys"})
+"""Settings that only a variable can give: a flag is seen by everybody on the machine, and files are passed around."""
+
+
+_HOST_NAME = re.compile(r"\*|[a-z0-9._-]{1,253}")
 
 
 class Settings(BaseModel):
@@ -43,6 +52,23 @@ class Settings(BaseModel):
         "For OpenVINO; the transformers engine computes in the form that the weights have.",
     )
     host: str = Field(default="127.0.0.1", description="Address to listen on.")
+    allow_anonymous: bool = Field(
+        default=False, description="Listen to other machines without asking for a key; refused unless this says so."
+    )
+    allowed_hosts: tuple[str, ...] | None = Field(
+        default=None,
+        description="Names, beside localhost and IP addresses, that clients may give in the Host header; * is any. "
+        "Default: any with API keys, else none, since any web page can have a name of its own lead here.",
+    )
+    api_keys: dict[str, str] | None = Field(
+        default=None,
+        description="API keys, as name=key,name2=key2. With keys, one is needed for all but /health and /ready "
+        "(docs/keys.md).",
+    )
+    api_keys_file: Path | None = Field(
+        default=None,
+        description="File with the names and hashes of API keys, which causerie keys writes; read again at SIGHUP.",
+    )
     port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     max_batch_size: int = Field(default=64, ge=1, le=4096, description="Sequences that run at once.")
     max_waiting: int = Field(
@@ -103,6 +129,27 @@ class Settings(BaseModel):
         default="info", description="How much is logged. Prompt and answer text never is."
     )
 
+    @property
+    def has_keys(self) -> bool:
+        """Whether clients have to show a key."""
+        return self.api_keys is not None or self.api_keys_file is not None
+
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _hash(cls, value: Any) -> Any:
+        return parse_variable(value) if isinstance(value, str) else value
+
+    @field_validator("allowed_hosts", mode="before")
+    @classmethod
+    def _names(cls, value: Any) -> Any:
+        names = value.split(",") if isinstance(value, str) else value
+        if not isinstance(names, list | tuple):
+            return names
+        found = tuple(str(name).strip().lower() for name in names)
+        if not all(_HOST_NAME.fullmatch(name) for name in found):
+            raise PydanticCustomError("hosts", "Give names without a port, as chat.example.org, or *")
+        return found
+
 
 def load_settings(
     flags: Mapping[str, Any] | None = None,
@@ -123,6 +170,12 @@ def load_settings(
             sources[name] = (variable, environ[variable])
     for name, value in (flags or {}).items():
         sources[name] = ("--" + name.replace("_", "-"), value)
+    for name in sorted(SECRETS & set(sources)):
+        if sources[name][0] != ENV_PREFIX + name.upper():
+            raise ConfigError(
+                f"{sources[name][0]} is a secret, which only the variable {ENV_PREFIX}{name.upper()} can give.",
+                param=name,
+            )
     unknown = sorted(set(sources) - set(Settings.model_fields))
     if unknown:
         near = difflib.get_close_matches(unknown[0], Settings.model_fields, n=1)

@@ -14,9 +14,11 @@ from pathlib import Path
 
 import pytest
 import requests
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
+from websockets.typing import Subprotocol
 
+from causerie.keys import hash_of, new_key
 from tests.support.ray_cluster import EXAMPLES, SERVE, Bot, RayCluster, serve_run, until
 from tests.support.scenarios import FINISHED, SCENARIOS, Scenario, converse, until_nothing_runs
 
@@ -45,9 +47,9 @@ def url(product: Bot) -> Iterator[str]:
     yield product.url
 
 
-def replicas(url: str, metric: str) -> dict[str, float]:
+def replicas(url: str, metric: str, headers: dict[str, str] | None = None) -> dict[str, float]:
     """What each replica says of a metric."""
-    page = requests.get(f"{url}/metrics", timeout=20).text
+    page = requests.get(f"{url}/metrics", headers=headers, timeout=20).text
     found = re.findall(rf'^causerie:{metric}{{.*?replica="(\w+)"}} (\S+)$', page, re.MULTILINE)
     return {replica: float(value) for replica, value in found}
 
@@ -193,23 +195,51 @@ def test_a_wrong_argument_is_one_line(cluster: RayCluster, argument: str, said: 
     assert "Traceback" not in done.stderr
 
 
-def test_a_rolling_update_cuts_no_stream_that_can_finish(url: str, cluster: RayCluster) -> None:
-    body = {"prompt": "Once", "max_tokens": 400, "ignore_eos": True, "stream": True}
-    body["stream_options"] = {"include_usage": True}
-    streams = [requests.post(f"{url}/v1/completions", json=body, stream=True, timeout=60) for _ in range(4)]
-    before = set(pids(cluster, "Engine") + pids(cluster, "Ingress"))
-    update = ["engines=2", "max_batch_size=16", "max_waiting=4", "max_tokens=512"]
+def update(cluster: RayCluster, *arguments: str) -> None:
     subprocess.run(
-        [SERVE, "run", f"--address={cluster.address}", "--non-blocking", "causerie.ray:build", *update],
+        [SERVE, "run", f"--address={cluster.address}", "--non-blocking", "causerie.ray:build", *arguments],
         cwd=EXAMPLES,
         env=cluster.environment,
         capture_output=True,
         timeout=90,
         check=True,
     )
+
+
+def test_a_rolling_update_cuts_no_stream_that_can_finish(url: str, cluster: RayCluster) -> None:
+    body = {"prompt": "Once", "max_tokens": 400, "ignore_eos": True, "stream": True}
+    body["stream_options"] = {"include_usage": True}
+    streams = [requests.post(f"{url}/v1/completions", json=body, stream=True, timeout=60) for _ in range(4)]
+    before = set(pids(cluster, "Engine") + pids(cluster, "Ingress"))
+    update(cluster, "engines=2", "max_batch_size=16", "max_waiting=4", "max_tokens=512")
     for stream in streams:
         lines = [line for line in stream.iter_lines() if line]
         assert lines[-1] == b"data: [DONE]", lines[-3:]
         assert b'"completion_tokens":400' in lines[-2]
     until(lambda: before.isdisjoint(pids(cluster, "Engine") + pids(cluster, "Ingress")), 60)
     assert story(url, 5).text
+
+
+def test_keys_are_asked_for_and_any_name_will_do(url: str, cluster: RayCluster, tmp_path: Path) -> None:
+    """The last test here: it leaves a server without a model."""
+    file, key = tmp_path / "keys", new_key()
+    file.write_text(f"alice: {hash_of(key.encode())}\n")
+    file.chmod(0o600)
+    update(cluster, "engine=scripted", f"api_keys_file={file}")
+    file.unlink()
+    until(lambda: requests.get(f"{url}/v1/models", timeout=20).status_code == 401, 60)
+    headers = {"Authorization": f"Bearer {key}"}
+    refused = requests.post(f"{url}/v1/completions", json={"prompt": "Hi"}, timeout=20)
+    assert (refused.headers["www-authenticate"], refused.json()["error"]["code"]) == ("Bearer", "invalid_api_key")
+    assert requests.get(f"{url}/ready", timeout=20).status_code == 200
+    socket_url = url.replace("http", "ws", 1)
+    with pytest.raises(InvalidStatus) as caught:
+        connect(socket_url).close()
+    assert caught.value.response.status_code == 401
+    offered = [Subprotocol("causerie.chat"), Subprotocol(f"openai-insecure-api-key.{key}")]
+    with connect(socket_url, subprotocols=offered) as chat:
+        assert chat.subprotocol == "causerie.chat"
+        chat.send("Hi")
+        assert chat.recv(20)
+    assert requests.get(f"{url}/v1/models", headers=headers | {"Host": "chat.example.org"}, timeout=20).ok
+    assert replicas(url, "engine_steps", headers)

@@ -24,6 +24,7 @@ from causerie.ray.metrics import join
 from causerie.ray.replica import EngineHost
 from causerie.ray.routing import PreferredReplicaRouter
 from causerie.types import SamplingParams
+from causerie.web.access import Access
 from causerie.web.app import App, create_app
 
 SCRAPE_SECONDS = 5.0
@@ -175,4 +176,17 @@ def _take(given: dict[str, Any]) -> tuple[Settings, int, int]:
         found = (0, 0)
     if not 1 <= found[0] <= found[1]:
         raise ConfigError(f"'engines' must be a number from 1, or two as in 1-4, not {text!r}.", param="engines")
-    return load_settings(given), *found
+    return _with_access(load_settings(given)), *found
+
+
+def _with_access(settings: Settings) -> Settings:
+    """With the hashes of all keys in place of their file, which need not be where the ingress will be; and answering
+    to any name: the address at which Ray's proxy listens is not known here."""
+    keys = Access(settings).keys
+    return settings.model_copy(
+        update={
+            "api_keys": None if keys is None else dict(keys.hashes),
+            "api_keys_file": None,
+            "allowed_hosts": settings.allowed_hosts or ("*",),
+        }
+    )

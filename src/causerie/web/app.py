@@ -12,12 +12,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from causerie.chat.archive import Archive
 from causerie.chat.service import ChatService
 from causerie.errors import CauserieError, InvalidRequest, RequestTimeout, RequestTooLarge
+from causerie.web.access import Access
 from causerie.web.chatbot import Chatbot
 from causerie.web.conversations import Conversations
-from causerie.web.errors import error_response, routing_error
+from causerie.web.errors import InvalidKey, UnknownHost, error_response, routing_error
 from causerie.web.openai import Completions, Models
 from causerie.web.ops import Health, MetricsPage, Ready, Welcome
-from causerie.web.requests import ClientGone, check_host, discard_body, request_id
+from causerie.web.requests import ClientGone, discard_body, request_id
 from causerie.web.responses import Responses
 from causerie.web.streams import ResponseCut
 from causerie.web.textbot import Textbot
@@ -40,9 +41,17 @@ class Endpoint:
 
 
 class App:
-    """Every surface of one service. ``drain`` closes what would otherwise never end."""
+    """Every surface of one service. ``drain`` closes what would otherwise never end.
 
-    def __init__(self, service: ChatService, archive: Archive, metrics: Callable[[], Awaitable[bytes]]) -> None:
+    Each route and socket finds in ``scope["state"]`` its ``request_id``, and its ``owner``: the name of the key that
+    was shown, ``ANONYMOUS`` where none is asked for.
+    """
+
+    def __init__(
+        self, service: ChatService, archive: Archive, metrics: Callable[[], Awaitable[bytes]], access: Access
+    ) -> None:
+        self._access = access
+        self._rejected = service.metrics.rejected
         self._chatbot = Chatbot(service)
         models = Models(service)
         textbot = Textbot(service)
@@ -93,7 +102,7 @@ class App:
         scope["app"] = self
         scope["state"] = {**scope.get("state", {}), "request_id": id_}
         try:
-            check_host(scope)
+            self._admit(scope)
             await self._router(scope, receive, send)
         except ClientGone:
             return
@@ -102,7 +111,7 @@ class App:
         except HTTPException as error:
             described = routing_error(error, scope.get("method", "WebSocket"), scope["path"])
             await error_response(described, id_)(scope, receive, send)
-        except (RequestTooLarge, RequestTimeout) as error:
+        except (RequestTooLarge, RequestTimeout, InvalidKey) as error:
             await _refuse_body(error, id_, scope, receive, send)
         except CauserieError as error:
             await error_response(error, id_)(scope, receive, send)
@@ -111,23 +120,41 @@ class App:
             unexpected = CauserieError("The server failed to answer this request. It is not your request's fault.")
             await error_response(unexpected, id_)(scope, receive, send)
 
+    def _admit(self, scope: Scope) -> None:
+        """Before anything else of the request is read."""
+        try:
+            self._access.check_host(scope)
+            scope["state"]["owner"] = self._access.owner_of(scope)
+        except (UnknownHost, InvalidKey) as error:
+            self._rejected(error.code)
+            raise
 
-def create_app(service: ChatService, archive: Archive, metrics: Callable[[], Awaitable[bytes]] | None = None) -> App:
+
+def create_app(
+    service: ChatService,
+    archive: Archive,
+    metrics: Callable[[], Awaitable[bytes]] | None = None,
+    access: Access | None = None,
+) -> App:
     """The ASGI application on ``service`` and its ``archive``, which their owner starts and stops.
 
-    ``metrics`` gives what ``/metrics`` answers where that is more than the service's own.
+    ``metrics`` gives what ``/metrics`` answers where that is more than the service's own; ``access`` is made of
+    the service's settings if it is not given. Raises ConfigError for API keys that cannot be read.
     """
 
     async def own() -> bytes:
         return service.metrics.render()
 
-    return App(service, archive, metrics or own)
+    return App(service, archive, metrics or own, access or Access(service.settings))
 
 
 async def _refuse_body(
-    error: InvalidRequest | RequestTimeout, id_: str, scope: Scope, receive: Receive, send: Send
+    error: InvalidRequest | RequestTimeout | InvalidKey, id_: str, scope: Scope, receive: Receive, send: Send
 ) -> None:
     """Answer, then read and drop for a moment what still comes, then close: a reset would swallow the answer."""
+    if scope["type"] == "websocket":
+        await error_response(error, id_)(scope, receive, send)
+        return
     response = error_response(error, id_, close=True)
     await send({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})
     await send({"type": "http.response.body", "body": bytes(response.body), "more_body": True})

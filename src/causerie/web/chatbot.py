@@ -28,6 +28,8 @@ from causerie.wire.textbot import parse_socket
 
 logger = logging.getLogger("causerie.web")
 
+PROTOCOL = "causerie.chat"
+"""The subprotocol that this socket speaks, for those who offer any."""
 UNSUPPORTED_DATA = 1003
 INTERNAL_ERROR = 1011
 
@@ -47,7 +49,9 @@ class Chatbot:
         if self._draining or not self._service.ready:
             raise ShuttingDown("The server is not ready, or is shutting down.", retry_after=5)
         sampling, stop = parse_socket(scope["query_string"], limits_of(self._service))
-        await send({"type": "websocket.accept"})
+        # A browser that offers protocols, to send its key as one, hangs up unless one of them is taken.
+        protocol = PROTOCOL if PROTOCOL in scope["subprotocols"] else None
+        await send({"type": "websocket.accept", "subprotocol": protocol})
         session = Session(self._service, sampling, stop, scope, receive, send)
         self._sessions.add(session)
         try:

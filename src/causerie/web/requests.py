@@ -14,7 +14,7 @@ from causerie.config import Settings
 from causerie.errors import InvalidRequest, RequestTimeout, RequestTooLarge
 
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
-_HOST = re.compile(rb"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(:\d{1,5})?")
+_HOST = re.compile(rb"(?:\[([0-9A-Fa-f:.]{2,45})\]|([A-Za-z0-9._-]{1,253}))(:\d{1,5})?")
 
 
 class ClientGone(Exception):
@@ -34,7 +34,7 @@ def request_id(scope: Scope) -> str:
 
 def owner_of(scope: Scope) -> str:
     """Whose request it is: the name of its API key."""
-    owner: str = scope["state"].get("owner", "")
+    owner: str = scope["state"]["owner"]
     return owner
 
 
@@ -49,13 +49,19 @@ async def send_json(value: object, scope: Scope, receive: Receive, send: Send) -
     await Response(body, headers=id_header(scope), media_type="application/json")(scope, receive, send)
 
 
-def check_host(scope: Scope) -> None:
-    """Refuse a Host header that is no host, or of which there is not one; HTTP/1.0 may leave it out."""
+def host_of(scope: Scope) -> str | None:
+    """The name or address in the Host header, in lower case, without its port.
+
+    None for an HTTP/1.0 request that leaves it out. Raises InvalidRequest for a header that is no host, or of which
+    there is not one.
+    """
     hosts = [value for name, value in scope["headers"] if name == b"host"]
     if not hosts and scope["http_version"] == "1.0":
-        return
-    if len(hosts) != 1 or not _HOST.fullmatch(hosts[0]):
+        return None
+    match = _HOST.fullmatch(hosts[0]) if len(hosts) == 1 else None
+    if match is None:
         raise InvalidRequest("The Host header is missing or malformed.", param="Host")
+    return str((match[1] or match[2]).decode("ascii")).lower()
 
 
 def same_origin(scope: Scope) -> bool:

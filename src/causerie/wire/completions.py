@@ -20,7 +20,7 @@ from causerie.types import (
     TokenPrompt,
 )
 from causerie.wire.disconnect import take_on_disconnect
-from causerie.wire.fields import ANY, Fields, Neutral, kind, parse_object, shown
+from causerie.wire.fields import ANY, Fields, Neutral, content_text, kind, parse_object, shown
 from causerie.wire.sampling import (
     MAX_LOGPROBS,
     MAX_STOP_TOKEN_IDS,
@@ -34,8 +34,6 @@ from causerie.wire.sampling import (
 )
 
 MAX_MESSAGES = 4096
-MAX_PARTS = 4096
-"""Parts of one message's content."""
 MAX_ROLE_LENGTH = 64
 MAX_NAME_LENGTH = 256
 
@@ -204,24 +202,12 @@ def _message(value: object, path: str) -> Message:
         raise InvalidRequest(f"'{path}.role' is missing.", param=f"{path}.role")
     if role in ("tool", "function"):
         raise UnsupportedParameter(f"'{path}.role': the role '{role}' is not supported.", param=f"{path}.role")
-    content = _content(fields.take("content"), f"{path}.content")
+    content = content_text(fields.take("content"), f"{path}.content", _part)
     name = fields.text("name", MAX_NAME_LENGTH)
     fields.neutral(_NEUTRAL_MESSAGE)
     fields.finish(("role", "content", "name"))
     # The API's later name for the same thing; models' templates know the earlier one.
     return Message("system" if role == "developer" else role, content, name)
-
-
-def _content(value: object, param: str) -> str:
-    if isinstance(value, str):
-        return value
-    if value is None:
-        raise InvalidRequest(f"'{param}' is missing.", param=param)
-    if not isinstance(value, list) or len(value) > MAX_PARTS:
-        raise InvalidRequest(
-            f"'{param}' must be a string or an array of at most {MAX_PARTS} parts, not {kind(value)}.", param=param
-        )
-    return "".join(_part(part, f"{param}[{index}]") for index, part in enumerate(value))
 
 
 def _part(value: object, path: str) -> str:

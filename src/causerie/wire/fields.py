@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NoReturn, TypeAlias
 from urllib.parse import parse_qsl
 
@@ -18,6 +18,8 @@ from causerie.errors import InvalidRequest, UnsupportedParameter
 
 MAX_PARAMETERS = 2048
 """In one query string."""
+MAX_PARTS = 4096
+"""Parts of one message's content."""
 MAX_SHOWN = 60
 """Characters of a bad value, or of an unknown name, that an error repeats."""
 
@@ -56,6 +58,19 @@ ANY = object()
 
 Neutral: TypeAlias = Mapping[str, tuple[object, ...]]
 """Names that are known, each with the values that change nothing."""
+
+
+def content_text(value: object, param: str, read_part: Callable[[object, str], str]) -> str:
+    """A content: a string, or parts, each of which ``read_part`` reads with its path. Raises InvalidRequest."""
+    if isinstance(value, str):
+        return value
+    if value is None:
+        raise InvalidRequest(f"'{param}' is missing.", param=param)
+    if not isinstance(value, list) or len(value) > MAX_PARTS:
+        raise InvalidRequest(
+            f"'{param}' must be a string or an array of at most {MAX_PARTS} parts, not {kind(value)}.", param=param
+        )
+    return "".join(read_part(part, f"{param}[{index}]") for index, part in enumerate(value))
 
 
 class Fields:

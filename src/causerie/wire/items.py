@@ -9,10 +9,8 @@ from typing import cast
 from causerie.chat.records import Item, ItemStatus
 from causerie.errors import InvalidRequest, UnsupportedParameter
 from causerie.types import Message
-from causerie.wire.fields import ANY, Fields, Neutral, kind, shown
+from causerie.wire.fields import ANY, Fields, Neutral, content_text, kind, shown
 
-MAX_PARTS = 4096
-"""Parts of one item's content."""
 ROLES = ("user", "assistant", "system", "developer")
 
 NewId = Callable[[], str]
@@ -79,7 +77,7 @@ def _item(value: object, path: str, new_id: NewId) -> Item:
     role = fields.take("role")
     if role not in ROLES:
         fields.refuse("role", f"one of {', '.join(ROLES)}", role)
-    content = _content(fields.take("content"), f"{path}.content")
+    content = content_text(fields.take("content"), f"{path}.content", _part)
     status = fields.text("status", _MAX_WORD) or "completed"
     if status not in ("in_progress", "completed", "incomplete"):
         fields.refuse("status", "in_progress, completed or incomplete", status)
@@ -87,18 +85,6 @@ def _item(value: object, path: str, new_id: NewId) -> Item:
     fields.neutral(_NEUTRAL_ITEM)
     fields.finish(("type", "role", "content", "status", "id"))
     return Item(new_id(), role, content, cast(ItemStatus, status))
-
-
-def _content(value: object, param: str) -> str:
-    if isinstance(value, str):
-        return value
-    if value is None:
-        raise InvalidRequest(f"'{param}' is missing.", param=param)
-    if not isinstance(value, list) or len(value) > MAX_PARTS:
-        raise InvalidRequest(
-            f"'{param}' must be a string or an array of at most {MAX_PARTS} parts, not {kind(value)}.", param=param
-        )
-    return "".join(_part(part, f"{param}[{index}]") for index, part in enumerate(value))
 
 
 def _part(value: object, path: str) -> str:

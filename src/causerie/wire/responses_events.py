@@ -137,7 +137,7 @@ class ResponseEvents:
         """A delta without log-probabilities: there are many, and all but the text is known."""
         text = event.parts[0].text
         self._text.append(text)
-        if not text or number <= self._after:
+        if not text:
             return b""
         return head + b'%d,"delta":' % number + sse.json_text(text) + tail
 

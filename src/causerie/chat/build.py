@@ -69,7 +69,12 @@ def build_text(folder: ModelFolder | None) -> tuple[TextModel, str]:
     """The model's side of text, and its name. The scripted engine has the bytes for a vocabulary."""
     if folder is None:
         return TextModel.bytes(), "scripted"
-    text = TextModel.load(folder.path, eos_token_ids=folder.eos_token_ids, bos_token_id=folder.bos_token_id)
+    text = TextModel.load(
+        folder.path,
+        eos_token_ids=folder.eos_token_ids,
+        bos_token_id=folder.bos_token_id,
+        fingerprint=folder.fingerprint,
+    )
     return text, folder.name
 
 

@@ -16,7 +16,7 @@ from causerie.engines.base import EndReason, Engine, Update
 class Reading:
     """One prompt on its way into the cache: its first ``until`` tokens."""
 
-    __slots__ = ("done", "ids", "on_progress", "on_ready", "sequence", "until")
+    __slots__ = ("_all_found", "_cached", "done", "end", "ids", "on_progress", "on_ready", "sequence", "until")
 
     def __init__(
         self,
@@ -32,6 +32,23 @@ class Reading:
         self.on_progress = on_progress
         self.on_ready = on_ready
         self.sequence: int | None = None
+        self.end = done
+        """Where the piece ends that is being read, or was last."""
+        self._cached: int | None = None
+        self._all_found = True
+
+    def cached_before(self, cached: int | None) -> int | None:
+        """How much of the prompt was in the cache before any of it was read here; None where the engine cannot say.
+
+        ``cached`` is what the engine found of the request that follows: mostly what was read for it here.
+        """
+        return cached if self._all_found else self._cached
+
+    def found(self, cached: int | None) -> None:
+        """The engine says how much of the piece was in the cache; a token at least is always computed again."""
+        if self._all_found:
+            self._cached = cached
+            self._all_found = cached is not None and cached >= self.end - 1
 
 
 class PromptReader:
@@ -94,6 +111,7 @@ class PromptReader:
         self._in_flight = None
         reading.sequence = None
         if update.ended is EndReason.PREFILLED:
+            reading.found(update.cached_tokens)
             reading.done = min(reading.done + self._piece, max(reading.until, reading.done))
             reading.on_progress(reading.done)
             if reading.done < reading.until:
@@ -109,5 +127,5 @@ class PromptReader:
         if self._in_flight is None and self._turns:
             reading = self._in_flight = self._turns.popleft()
             reading.sequence = self._next_sequence()
-            end = min(reading.done + self._piece, reading.until)
-            self._engine.prefill(reading.sequence, reading.ids[:end])
+            reading.end = min(reading.done + self._piece, reading.until)
+            self._engine.prefill(reading.sequence, reading.ids[: reading.end])

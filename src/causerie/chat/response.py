@@ -75,6 +75,7 @@ class Response:
         self._sampling = sampling
         self._dropped = prompt.dropped_messages
         self._reading: Reading | None = None
+        self._read_ahead: Reading | None = None
         self._choices: list[Choice] = []
         self._open: set[int] = set()
         self._parts: list[Part] = []
@@ -123,7 +124,7 @@ class Response:
         self.log.append(PrefillProgress(read, len(self._ids)))
 
     def _read(self, failure: Update | None) -> None:
-        self._reading = None
+        self._read_ahead, self._reading = self._reading, None
         if failure is None:
             self._run()
         else:
@@ -158,7 +159,8 @@ class Response:
         if update.ids:
             if not self._said_first:
                 self._said_first = True
-                self._cached = update.cached_tokens
+                read, cached = self._read_ahead, update.cached_tokens
+                self._cached = cached if read is None else read.cached_before(cached)
                 metrics.first_token(now - self._arrived)
             last, choice.last_time = choice.last_time, now
             metrics.tokens(len(update.ids), None if last is None else now - last)

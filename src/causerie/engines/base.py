@@ -46,7 +46,10 @@ class Update:
     detail: str = ""
     """For ``ERROR``: one line for the user, with no path and no traceback."""
     cached_tokens: int | None = None
-    """With a sequence's first ids: prompt tokens reused from the prefix cache; None if the engine does not know."""
+    """With a sequence's first ids, or with ``PREFILLED``: prompt tokens reused from the prefix cache.
+
+    None if the engine does not know.
+    """
 
 
 Deliver: TypeAlias = Callable[[Sequence[Update]], None]

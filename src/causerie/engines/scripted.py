@@ -182,7 +182,7 @@ class ScriptedEngine(SteppingEngine):
                 return None
             self._remember(sequence.prompt)
         if sequence.sampling is None:
-            return Update(number, ended=EndReason.PREFILLED)
+            return Update(number, ended=EndReason.PREFILLED, cached_tokens=sequence.cached)
         cached = sequence.cached if not sequence.said else None
         try:
             ids = list(itertools.islice(sequence.script, self._ids_per_step))

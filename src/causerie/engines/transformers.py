@@ -192,11 +192,11 @@ class TransformersEngine(SteppingEngine):
         sequence.read += part.tokens
         if part.id is None:
             return None
-        if sequence.prefill:
-            self._forget(part.sequence)
-            return Update(part.sequence, ended=EndReason.PREFILLED)
         said = sequence.row.said.total()
         cached = max(0, len(sequence.row.prompt) - sequence.read) if said == 1 else None
+        if sequence.prefill:
+            self._forget(part.sequence)
+            return Update(part.sequence, ended=EndReason.PREFILLED, cached_tokens=cached)
         ended = None
         if part.id in sequence.row.stops:
             ended = EndReason.STOP

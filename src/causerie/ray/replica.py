@@ -11,7 +11,7 @@ import itertools
 import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextvars import Context
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client.exposition import generate_latest
@@ -37,6 +37,8 @@ class _Stream:
     changed: asyncio.Event
     submitted: bool = False
     reading: Reading | None = None
+    read_ahead: Reading | None = None
+    """The reading that is over, until the engine has said how much of the prompt it found."""
 
 
 logger = logging.getLogger("causerie.ray")
@@ -150,7 +152,7 @@ class EngineHost:
         self._known_tokens += self._engine.cached(prompt)
 
         def submit(failure: Update | None) -> None:
-            stream.reading = None
+            stream.read_ahead, stream.reading = stream.reading, None
             if failure is not None:
                 self._push(number, Update(number, ended=failure.ended, detail=failure.detail))
                 return
@@ -175,6 +177,9 @@ class EngineHost:
 
     def _push(self, number: int, update: Update) -> None:
         stream = self._streams[number]
+        if update.ids and stream.read_ahead is not None:
+            update = replace(update, cached_tokens=stream.read_ahead.cached_before(update.cached_tokens))
+            stream.read_ahead = None
         stream.updates.append(update)
         stream.changed.set()
         if update.ended is not None:

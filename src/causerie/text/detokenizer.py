@@ -142,6 +142,10 @@ class Detokenization:
     def start(self) -> Detokenizer:
         return self._make()
 
+    def is_silent(self, id: int) -> bool:  # noqa: A002
+        """Whether it gives no text, whatever its spelling."""
+        return id in self._silent
+
     def token_bytes(self, id: int) -> bytes:  # noqa: A002
         """What a token stands for, control tokens by their spelling; nothing for an id out of the vocabulary."""
         if id not in self._silent:

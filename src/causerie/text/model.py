@@ -14,7 +14,8 @@ from causerie.errors import ContextLengthExceeded, InvalidRequest
 from causerie.text.detokenizer import BYTE_CHARACTERS, Detokenization, Detokenizer
 from causerie.text.files import TextFiles, read_text_files
 from causerie.text.template import ChatTemplate
-from causerie.text.tokenizer import ControlSpan, ControlTokenizer
+from causerie.text.tokenizer import ControlTokenizer
+from causerie.text.turns import ChatEncoding, Rendered, Seen, agreeing
 from causerie.text.veil import Guard
 from causerie.types import ChatPrompt, Message, Prompt, TextPrompt
 
@@ -30,10 +31,13 @@ _CHATML = (
 class TextModel:
     """Turns prompts into token ids and token ids into text, for one model. Its methods are thread-safe.
 
-    It knows nothing of context windows and engines.
+    It knows nothing of context windows and engines. ``fingerprint`` tells models and templates apart.
     """
 
-    def __init__(self, files: TextFiles, *, eos_token_ids: frozenset[int], bos_token_id: int | None) -> None:
+    def __init__(
+        self, files: TextFiles, *, eos_token_ids: frozenset[int], bos_token_id: int | None, fingerprint: str = ""
+    ) -> None:
+        self.fingerprint = fingerprint
         tokenizer, source = files.tokenizer, files.chat_template
         self.eos_token_ids = eos_token_ids
         self.vocab_size = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
@@ -46,13 +50,16 @@ class TextModel:
         self._detokenization = Detokenization(tokenizer, silent=eos_token_ids)
 
     @classmethod
-    def load(cls, folder: Path, *, eos_token_ids: frozenset[int], bos_token_id: int | None) -> TextModel:
+    def load(
+        cls, folder: Path, *, eos_token_ids: frozenset[int], bos_token_id: int | None, fingerprint: str = ""
+    ) -> TextModel:
         """Read a model folder's tokenizer and template.
 
         ``bos_token_id`` is put before plain text prompts; chat templates write their own. Raises
         ModelUnavailable for missing or unreadable files.
         """
-        return cls(read_text_files(folder), eos_token_ids=eos_token_ids, bos_token_id=bos_token_id)
+        files = read_text_files(folder)
+        return cls(files, eos_token_ids=eos_token_ids, bos_token_id=bos_token_id, fingerprint=fingerprint)
 
     @classmethod
     def bytes(cls) -> TextModel:
@@ -82,7 +89,7 @@ class TextModel:
         tokens, which for very long prompts is much cheaper than to count the ids.
         """
         if isinstance(prompt, ChatPrompt):
-            ids = self._encode_chat(prompt.messages, limit)
+            ids = self._encode_rendered(prompt.messages, self._render(prompt.messages), limit)
         elif isinstance(prompt, TextPrompt):
             ids = self._encode_text(prompt.text, limit)
         else:
@@ -92,6 +99,47 @@ class TextModel:
                 len(ids), limit, param="messages" if isinstance(prompt, ChatPrompt) else "prompt"
             )
         return ids
+
+    def encode_after(self, prompt: ChatPrompt, seen: Seen | None, *, limit: int | None = None) -> ChatEncoding:
+        """The conversation's ids, beginning with those that the model has ``seen`` of it where that is the same text.
+
+        The ids say what ``encode``'s do, with the same control tokens in the same places; what was generated is
+        spelled as it was. Raises what ``encode`` raises.
+        """
+        messages = prompt.messages
+        rendered = self._render(messages)
+        rest = None if seen is None else self._rest(messages, rendered, seen)
+        if seen is None or rest is None:
+            ids = self._encode_rendered(messages, rendered, limit)
+            miss = None if seen is None else seen.miss(self.fingerprint, messages, ids)
+        else:
+            left = None if limit is None else max(0, limit - len(seen.ids))
+            try:
+                ids, miss = [*seen.ids, *self._encode_rendered(*rest, left)], None
+            except ContextLengthExceeded as error:
+                raise ContextLengthExceeded(len(seen.ids) + error.prompt_tokens, limit or 0) from None
+        if limit is not None and len(ids) > limit:
+            raise ContextLengthExceeded(len(ids), limit)
+        return ChatEncoding(messages, rendered, ids, miss)
+
+    def seen(self, encoding: ChatEncoding, generated: Sequence[int], delivered: str) -> Seen | None:
+        """What the model has seen once ``delivered`` was made of the ids that it ``generated``.
+
+        The delivered text is the truth: ids are kept as far as they spell it in whole characters, and what is left of
+        it is encoded anew. None where it cannot be spelled behind the prompt's ids.
+        """
+        agreed, left = agreeing(generated, delivered, self._spell)
+        ids = [*generated[:agreed], *(self._tokenizer.encode_plain(left) if left else ())]
+        if b"".join(map(self._spell, ids)) != delivered.encode():
+            return None
+        before = encoding.rendered
+        return Seen(
+            self.fingerprint,
+            (*encoding.messages, Message("assistant", delivered)),
+            before.text + delivered,
+            before.spans(self._tokenizer),
+            (*encoding.ids, *ids),
+        )
 
     def detokenizer(self) -> Detokenizer:
         """A new one; each sequence needs its own."""
@@ -111,31 +159,54 @@ class TextModel:
         spelled = {name: files.tokenizer.id_to_token(number) for name, number in named.items() if number is not None}
         return {name: text for name, text in spelled.items() if text is not None} | dict(files.special_tokens)
 
-    def _encode_chat(self, messages: Sequence[Message], limit: int | None) -> list[int]:
+    def _render(self, messages: Sequence[Message]) -> Rendered:
         if not messages:
             raise InvalidRequest("There are no messages: give at least one.", param="messages")
         for message in messages:
             for text in (message.role, message.content, message.name or ""):
                 _check_unicode(text, "messages")
         if self._template is None:
-            return self._encode_turns(messages, limit)
+            return Rendered("", ())
         written = self._template.render(messages)
         veil = self._guard.veil(messages)
         if veil is None:
-            return self._tokenizer.encode(written, limit)
+            return Rendered(written)
         veiled = self._template.render(veil.cover(messages))
-        text, own = veil.lift(veiled), list(self._tokenizer.spans(veiled))
-        if self._only_has(written, own, same_places=text == written):
-            return self._tokenizer.encode(written, limit)
-        return self._tokenizer.encode_plain(text, own, limit)
+        found, own = self._tokenizer.spans(written), tuple(self._tokenizer.spans(veiled))
+        text = veil.lift(veiled)
+        # Where the template treated the veiled conversation differently, their places cannot be compared.
+        same_places = text == written
+        if all(a == b if same_places else a and b and a.id == b.id for a, b in zip_longest(found, own)):
+            return Rendered(written)
+        return Rendered(text, own)
 
-    def _only_has(self, written: str, own: Sequence[ControlSpan], *, same_places: bool) -> bool:
-        """Whether the control tokens in ``written`` are ``own`` and no others.
+    def _encode_rendered(self, messages: Sequence[Message], rendered: Rendered, limit: int | None) -> list[int]:
+        if self._template is None:
+            return self._encode_turns(messages, limit)
+        if rendered.own is not None:
+            return self._tokenizer.encode_plain(rendered.text, rendered.own, limit)
+        return self._tokenizer.encode(rendered.text, limit)
 
-        Where the template treated the veiled conversation differently, their places cannot be compared.
+    def _rest(
+        self, messages: Sequence[Message], rendered: Rendered, seen: Seen
+    ) -> tuple[Sequence[Message], Rendered] | None:
+        """What is left to encode behind ``seen``; None unless all up to a control token behind it is the same.
+
+        No merge reaches across a control token, so the rest has the ids by itself that it has in the whole.
         """
-        pairs = zip_longest(self._tokenizer.spans(written), own)
-        return all(a == b if same_places else a and b and a.id == b.id for a, b in pairs)
+        if seen.fingerprint != self.fingerprint:
+            return None
+        if self._template is not None:
+            rest = seen.rest(rendered, self._tokenizer)
+            return None if rest is None else (messages, rest)
+        if tuple(messages[: len(seen.messages)]) != seen.messages:
+            return None
+        # An empty turn is the end of the last answer's.
+        return (Message("assistant", ""), *messages[len(seen.messages) :]), rendered
+
+    def _spell(self, id_: int) -> builtins.bytes:
+        """What an id stands for in a text; nothing for a control token."""
+        return b"" if self._detokenization.is_silent(id_) else self.token_bytes(id_)
 
     def _encode_turns(self, messages: Sequence[Message], limit: int | None) -> list[int]:
         if self._end_of_turn is None:

@@ -92,7 +92,7 @@ async def test_a_response_is_found_again_with_what_it_was_asked() -> None:
         found = await client.responses.retrieve(made.id)
         assert found == made
         items = await client.responses.input_items.list(made.id)
-        assert [item.content[0].text for item in items.data] == ["What is that?"]  # type: ignore[union-attr]
+        assert [item.content[0].text for item in items.data] == ["What is that?"]  # type: ignore[union-attr,index]
         await client.responses.delete(made.id)
         with pytest.raises(openai.NotFoundError):
             await client.responses.retrieve(made.id)
@@ -127,7 +127,7 @@ async def test_a_conversation_keeps_its_items() -> None:
         answer = await client.responses.create(model="default", input="Who am I?", conversation=conversation.id)
         assert "I am Ada." in answer.output_text
         page = await client.conversations.items.list(conversation.id, order="asc")
-        assert [item.role for item in page.data] == ["user", "user", "assistant"]  # type: ignore[union-attr]
+        assert [item.role for item in page.data] == ["user", "user", "assistant"]  # type: ignore[union-attr,index]
         assert answer.conversation is not None and answer.conversation.id == conversation.id
         again = await client.responses.create(model="default", input="Still?", conversation=conversation.id)
         assert "Who am I?" in again.output_text
@@ -166,7 +166,7 @@ async def test_every_number_of_a_kept_response_gives_exactly_the_rest() -> None:
     async with client_of(service_with(says(ANSWER))) as client:
         stream = await client.responses.create(model="default", input="Hi", stream=True)
         events = [event async for event in stream]
-        id_ = events[0].response.id  # type: ignore[union-attr]
+        id_ = events[0].response.id  # type: ignore[union-attr,index]
         whole = [event async for event in await client.responses.retrieve(id_, stream=True)]
         assert texts(whole) == texts(events) == ANSWER
         assert [one for one in whole if "delta" not in one.type] == [one for one in events if "delta" not in one.type]
@@ -183,7 +183,7 @@ async def test_a_running_response_can_be_cancelled_by_its_id_and_keeps_what_it_s
         first = await anext(events)
         while (await anext(events)).type != "response.output_text.delta":
             pass
-        cancelled = await client.responses.cancel(first.response.id)  # type: ignore[union-attr]
+        cancelled = await client.responses.cancel(first.response.id)  # type: ignore[union-attr,index]
         assert cancelled.status == "cancelled"
         rest = [event async for event in events]
         assert rest[-1].type == "response.incomplete" and rest[-1].response.status == "cancelled"
@@ -228,7 +228,7 @@ async def test_two_responses_of_one_conversation_do_not_run_at_once() -> None:
         assert refused.value.code == "conversation_locked"
         await client.responses.cancel(first.id)
         items = await client.conversations.items.list(conversation.id, order="asc")
-        assert [item.role for item in items.data] == ["user", "assistant"]  # type: ignore[union-attr]
+        assert [item.role for item in items.data] == ["user", "assistant"]  # type: ignore[union-attr,index]
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,17 @@ class Settings(BaseModel):
     )
     max_body_bytes: int = Field(default=4 * 2**20, ge=1024, description="Largest request body, in bytes.")
     max_frame_bytes: int = Field(default=2**20, ge=1024, description="Largest WebSocket message, in bytes.")
-    body_timeout: float = Field(default=30.0, gt=0, description="Seconds for a request's body to arrive.")
+    max_typed_characters: int = Field(
+        default=2**20, ge=1, description="Longest text, in characters, that is read ahead while it is being typed."
+    )
+    body_timeout: float = Field(
+        default=30.0,
+        gt=0,
+        description="Seconds for a request's body to arrive; of a text body that streams in: its longest silence.",
+    )
+    streamed_body_timeout: float = Field(
+        default=900.0, gt=0, description="Seconds for the whole of a text body that streams in (POST or PUT /)."
+    )
     send_timeout: float = Field(
         default=60.0, gt=0, description="Seconds a client may take no byte of its answer before it is cut off."
     )

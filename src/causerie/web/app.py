@@ -10,7 +10,7 @@ from starlette.routing import Route, Router, WebSocketRoute
 from starlette.types import Receive, Scope, Send
 
 from causerie.chat.service import ChatService
-from causerie.errors import CauserieError, InvalidRequest, RequestTimeout, RequestTooLarge
+from causerie.errors import CauserieError
 from causerie.web.chatbot import Chatbot
 from causerie.web.errors import error_response, routing_error
 from causerie.web.openai import Completions, Models
@@ -34,7 +34,7 @@ class App:
         models = Models(service)
         self._router = Router(
             [
-                Route("/", Textbot(service), methods=["POST"]),
+                Route("/", Textbot(service), methods=["POST", "PUT"]),
                 Route("/", Welcome(service), methods=["GET"]),
                 WebSocketRoute("/", self._chatbot),
                 Route("/v1/chat/completions", Completions(service, "chat", parse_chat), methods=["POST"]),
@@ -69,10 +69,11 @@ class App:
         except HTTPException as error:
             described = routing_error(error, scope.get("method", "WebSocket"), scope["path"])
             await error_response(described, id_)(scope, receive, send)
-        except (RequestTooLarge, RequestTimeout) as error:
-            await _refuse_body(error, id_, scope, receive, send)
         except CauserieError as error:
-            await error_response(error, id_)(scope, receive, send)
+            if scope["state"].get("body_open"):
+                await _refuse_body(error, id_, receive, send)
+            else:
+                await error_response(error, id_)(scope, receive, send)
         except Exception:
             logger.exception("request %s failed", id_)
             unexpected = CauserieError("The server failed to answer this request. It is not your request's fault.")
@@ -91,9 +92,7 @@ def create_app(service: ChatService, metrics: Callable[[], Awaitable[bytes]] | N
     return App(service, metrics or own)
 
 
-async def _refuse_body(
-    error: InvalidRequest | RequestTimeout, id_: str, scope: Scope, receive: Receive, send: Send
-) -> None:
+async def _refuse_body(error: CauserieError, id_: str, receive: Receive, send: Send) -> None:
     """Answer, then read and drop for a moment what still comes, then close: a reset would swallow the answer."""
     response = error_response(error, id_, close=True)
     await send({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})

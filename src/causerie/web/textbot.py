@@ -1,6 +1,13 @@
-"""``POST /``: a prompt in, the answer out as plain text, as it comes."""
+"""``POST /`` and ``PUT /``: a prompt in, the answer out as plain text, as it comes.
+
+A body whose length is not known beforehand is one that is still being written, perhaps: it is read ahead as it
+arrives, and the answer begins when it ends.
+"""
 
 from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import replace
 
 from starlette.types import Receive, Scope, Send
 
@@ -8,9 +15,9 @@ from causerie.chat.service import ChatService
 from causerie.errors import CauserieError
 from causerie.types import Finished, TextDelta
 from causerie.web.openai import limits_of
-from causerie.web.requests import header, read_body
+from causerie.web.requests import Body, header
 from causerie.web.streams import StreamedAnswer
-from causerie.wire.textbot import parse_textbot
+from causerie.wire.textbot import StreamedText, TextCall, parse_streamed, parse_textbot
 
 TEXT_HEADERS = [
     (b"content-type", b"text/plain; charset=utf-8"),
@@ -26,12 +33,25 @@ class Textbot:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         service, request_id = self._service, scope["state"]["request_id"]
-        body = await read_body(scope, receive, service.settings)
-        content_type = (header(scope, b"content-type") or b"").decode("latin-1")
-        call = parse_textbot(scope["query_string"], content_type, body, limits_of(service))
+        call = await self._read(scope, Body(scope, receive, service.settings))
         log = await service.create(call.request(request_id))
         headers = [*TEXT_HEADERS, (b"x-request-id", request_id.encode())]
         await StreamedAnswer(log, PlainText(), headers, service.settings, heartbeat=None)(scope, receive, send)
+
+    async def _read(self, scope: Scope, body: Body) -> TextCall:
+        query, limits = scope["query_string"], limits_of(self._service)
+        content_type = (header(scope, b"content-type") or b"").decode("latin-1")
+        if header(scope, b"content-length") is not None:
+            return parse_textbot(query, content_type, await body.read(), limits)
+        first = await body.next_piece()
+        if body.ended:
+            return parse_textbot(query, content_type, first, limits)
+        call, text = parse_streamed(query, content_type, limits), StreamedText()
+        with closing(self._service.typing(call.prompt, limit=self._service.settings.max_body_bytes)) as typing:
+            typing.append(text.feed(first))
+            async for piece in body:
+                typing.append(text.feed(piece, last=body.ended))
+            return replace(call, prompt=await typing.commit())
 
 
 class PlainText:

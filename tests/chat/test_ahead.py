@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
@@ -176,6 +177,7 @@ async def test_a_prompt_that_somebody_waits_for_is_read_first() -> None:
     async with room(engine={"permits": permits}, prefill_piece=32) as here:
         typing = here.typing()
         typing.append(LONG)
+        await until(lambda: here.engine.pieces)
         assert here.engine.lengths == [32], "one piece in flight"
         log = await here.ask(TextPrompt("x" * 200))
         while here.engine.submitted == []:
@@ -328,6 +330,22 @@ async def test_a_buffer_may_be_closed_by_what_is_told_of_its_progress() -> None:
         typing.append(LONG)
         await here.quiet()
         assert here.engine.lengths == [128]
+
+
+@pytest.mark.parametrize("act", [Typing.close, Typing.clear, lambda typing: typing.append(WORDS)])
+async def test_a_buffer_may_be_changed_by_the_news_that_its_beginning_is_cached(act: Callable[[Typing], None]) -> None:
+    async with room() as here:
+        first = here.typing()
+        first.append(LONG[:720])
+        await here.quiet()
+        first.close()
+        told = itertools.count()
+        second = here.service.typing(OPEN, on_prefilled=lambda *_: None if next(told) else act(second))
+        second.append(LONG)
+        await here.quiet()
+        assert all(here.engine.pieces)
+        second.close()
+        assert (await here.usage(TextPrompt("hello"))).completion_tokens == 2
 
 
 async def test_a_buffer_is_bounded_and_says_so() -> None:

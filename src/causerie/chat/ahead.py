@@ -24,8 +24,7 @@ from causerie.text.growing import Settled
 from causerie.types import ChatPrompt, TextPrompt
 
 BESIDE_STREAMS = 32
-"""Longest piece, in tokens, while others' answers are being written, who stand still for as long as it takes: about
-40 to 60 ms here, by how much stands before it (``docs/log.md``)."""
+"""Longest piece, in tokens, while answers are written: they stand still for as long as it takes (``docs/log.md``)."""
 
 _WORTH = 32
 """Characters that are worth encoding anew; more where a text is very long, since it is looked at as a whole."""
@@ -122,7 +121,8 @@ class ReadAhead:
             return None
         if known > buffer.read:
             buffer.has_read(known)
-        return buffer.begin(min(known + size, until)) if known < until else None
+        # Whoever was told of that may have closed or edited it.
+        return buffer.begin(min(known + size, until)) if known < until and buffer.ids is ids else None
 
 
 class Typing:
@@ -177,7 +177,7 @@ class Typing:
         self._settle_if_worth()
 
     def truncate(self, length: int) -> None:
-        """Keep the first ``length`` characters, and what is read of them. Raises InvalidRequest if there are fewer."""
+        """Keep the first ``length`` characters. Raises InvalidRequest if there are fewer."""
         self._check_open()
         if not 0 <= length <= self._length:
             raise InvalidRequest(f"There are {self._length} characters, of which {length} cannot be kept.")
@@ -287,7 +287,7 @@ class Typing:
         if list(settled.ids[: len(self.ids)]) != list(self.ids):
             self._forget()
         self._settled = settled
-        self._ahead.reader.wake()
+        self._ahead.go_on()
 
 
 def _text_of(prompt: OpenPrompt) -> str:

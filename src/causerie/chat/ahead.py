@@ -44,7 +44,7 @@ class Spare(NamedTuple):
 
 
 class ReadAhead:
-    """Chooses what is read when the engine has nothing better to do: the buffers take turns, piece by piece.
+    """Chooses what is read when the engine has nothing better to do. The buffers take turns, piece by piece.
 
     No more than ``max_batch_size`` buffers are read ahead at once, none where the engine reuses nothing. ``spare``
     says what may be spent, None if nothing now.
@@ -72,7 +72,7 @@ class ReadAhead:
         )
 
     def enter(self, buffer: Typing) -> bool:
-        """Whether ``buffer`` is among those that are read ahead."""
+        """Whether ``buffer`` is one of those that are read ahead."""
         if buffer not in self._buffers:
             if len(self._buffers) >= self._most:
                 return False

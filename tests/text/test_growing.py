@@ -63,6 +63,8 @@ def test_what_is_settled_begins_every_longer_prompt(name: str) -> None:
     @example([], ["I don", "'", "t know", " what", "'", "ve"])
     @example([], ["one", " ", " ", "two", "\n", "\n", " three", "  "])
     @example([Message("user", "Hi"), Message("assistant", "Ho ")], ["\n", "x", " y"])
+    @example([], [">"])
+    @example([], ["\u2581", "  "])
     def check(earlier: list[Message], parts: list[str]) -> None:
         check_growth(GROWING[name], earlier, parts)
 
@@ -125,6 +127,7 @@ def test_only_what_is_new_counts_against_the_limit_and_all_of_it_does() -> None:
         ("one two ", 7),
         ("don't", 0),
         ("a" * 5000, 0),
+        ("a " + "b" * 100_000, 0),
         ("a " + "b" * 5000, 1),
         ("你好\uff0c世界", 2),
         ("x\n\ny", 1),

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 # No apostrophe: it may belong to the word before it ("don't").
 _BOUNDARY = re.compile(
-    r"(?<=\S) |(?<=[^\W_])[\n\t.,;:!?/()\"\u2026\u3001\u3002\uff01\uff08\uff09\uff0c\uff1a\uff1b\uff1f-]"
+    r"(?<=[^\s\u2581]) |(?<=[^\W_])[\n\t.,;:!?/()\"\u2026\u3001\u3002\uff01\uff08\uff09\uff0c\uff1a\uff1b\uff1f-]"
 )
-_WINDOW = 256
+_REACH = (256, 65_536)
+"""Characters at the end of a text among which a boundary is looked for; no word is longer than the second."""
 
 _SAMPLES = (
     ("Hello", " there, 12 of you"),
@@ -41,17 +42,12 @@ class Settled:
 
 
 def last_boundary(text: str) -> int:
-    """The last place in ``text`` where it may be cut; 0 if there is none."""
-    size = _WINDOW
-    while True:
-        last, start = None, max(0, len(text) - size)
-        for last in _BOUNDARY.finditer(text, start):  # noqa: B007
-            pass
+    """The last place in ``text`` where it may be cut; 0 if there is none near its end."""
+    for reach in _REACH:
+        *_, last = (None, *_BOUNDARY.finditer(text, max(0, len(text) - reach)))
         if last is not None:
             return last.start()
-        if not start:
-            return 0
-        size *= 8
+    return 0
 
 
 def is_separable(encode: Callable[[str], list[int]]) -> bool:

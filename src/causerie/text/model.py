@@ -127,10 +127,15 @@ class TextModel:
         head, found, _ = written.partition(mark)
         if not found:
             return Settled([])
-        # Where there is no content yet, it may begin with spaces that belong to those before it.
-        head = head if content else head.rstrip()
+        head = head if content else self._before_content(head)
         text, own = (head, None) if veil is None else (veil.lift(head), list(self._tokenizer.spans(head)))
         return self._settle(text, own, before, limit, [], resumable=bool(content))
+
+    def _before_content(self, head: str) -> str:
+        """What stays of a template's text before a content that is not known: its last word may go on in that."""
+        stripped = head.rstrip()
+        ends = (span.end == len(head) for span in self._tokenizer.spans(head))
+        return stripped if stripped != head or any(ends) else head[: last_boundary(head)]
 
     def _settle(
         self,

@@ -127,7 +127,7 @@ async def test_a_conversation_keeps_its_items() -> None:
         answer = await client.responses.create(model="default", input="Who am I?", conversation=conversation.id)
         assert "I am Ada." in answer.output_text
         page = await client.conversations.items.list(conversation.id, order="asc")
-        assert [item.role for item in page.data] == ["user", "user", "assistant"]  # type: ignore[union-attr,index]
+        assert [item.role for item in page.data] == ["user", "user", "assistant"]  # type: ignore[union-attr]
         assert answer.conversation is not None and answer.conversation.id == conversation.id
         again = await client.responses.create(model="default", input="Still?", conversation=conversation.id)
         assert "Who am I?" in again.output_text
@@ -166,7 +166,7 @@ async def test_every_number_of_a_kept_response_gives_exactly_the_rest() -> None:
     async with client_of(service_with(says(ANSWER))) as client:
         stream = await client.responses.create(model="default", input="Hi", stream=True)
         events = [event async for event in stream]
-        id_ = events[0].response.id  # type: ignore[union-attr,index]
+        id_ = events[0].response.id  # type: ignore[union-attr]
         whole = [event async for event in await client.responses.retrieve(id_, stream=True)]
         assert texts(whole) == texts(events) == ANSWER
         assert [one for one in whole if "delta" not in one.type] == [one for one in events if "delta" not in one.type]
@@ -183,7 +183,7 @@ async def test_a_running_response_can_be_cancelled_by_its_id_and_keeps_what_it_s
         first = await anext(events)
         while (await anext(events)).type != "response.output_text.delta":
             pass
-        cancelled = await client.responses.cancel(first.response.id)  # type: ignore[union-attr,index]
+        cancelled = await client.responses.cancel(first.response.id)  # type: ignore[union-attr]
         assert cancelled.status == "cancelled"
         rest = [event async for event in events]
         assert rest[-1].type == "response.incomplete" and rest[-1].response.status == "cancelled"
@@ -228,7 +228,7 @@ async def test_two_responses_of_one_conversation_do_not_run_at_once() -> None:
         assert refused.value.code == "conversation_locked"
         await client.responses.cancel(first.id)
         items = await client.conversations.items.list(conversation.id, order="asc")
-        assert [item.role for item in items.data] == ["user", "assistant"]  # type: ignore[union-attr,index]
+        assert [item.role for item in items.data] == ["user", "assistant"]  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(

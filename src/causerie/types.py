@@ -130,11 +130,16 @@ class CancelCause(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of one response. ``cached_tokens`` is None where the engine does not say what it reused."""
+    """Tokens of one response. ``cached_tokens`` is None where the engine does not say what it reused.
+
+    ``cache_miss`` says why a turn that continues a conversation did not find all that was computed of it (the values
+    are ``text.turns.Miss``'s); None where it did, and where nothing was continued.
+    """
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int | None = None
+    cache_miss: str | None = None
 
     @property
     def total_tokens(self) -> int:

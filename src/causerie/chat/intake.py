@@ -12,6 +12,7 @@ from causerie.engines.base import EngineInfo
 from causerie.errors import ContextLengthExceeded, InvalidRequest, UnsupportedParameter
 from causerie.text.growing import Settled
 from causerie.text.model import TextModel
+from causerie.text.turns import ChatEncoding, Seen
 from causerie.types import ChatPrompt, GenerationRequest, Prompt, SamplingParams, TextPrompt
 
 ENCODE_INLINE = 4096
@@ -26,6 +27,8 @@ class Encoded:
 
     ids: list[int]
     dropped_messages: int = 0
+    chat: ChatEncoding | None = None
+    """Of a conversation: how it was encoded, and whether that begins with what the model has seen of it."""
 
 
 class Intake:
@@ -61,26 +64,29 @@ class Intake:
                 f"'max_tokens' is {sampling.max_tokens}, but this server allows at most {limit}.", param="max_tokens"
             )
 
-    def encode(self, request: GenerationRequest) -> Encoded:
-        """The prompt as ids. Raises InvalidRequest, or ContextLengthExceeded for more than the window.
+    def encode(self, request: GenerationRequest, seen: Seen | None = None) -> Encoded:
+        """The prompt as ids, which begin with those of ``seen`` where the text does.
+
+        Raises InvalidRequest, or ContextLengthExceeded for more than the window.
 
         Where the prompt's oldest turns may be left out, that is done until a quarter of the window, or the
         output limit if it is less, is free for the answer; the last turn alone may use that room.
         """
         try:
-            return self._encode(request)
+            return self._encode(request, seen)
         except ContextLengthExceeded as error:
             error.param = _field(request.prompt)
             raise
 
-    def _encode(self, request: GenerationRequest) -> Encoded:
+    def _encode(self, request: GenerationRequest, seen: Seen | None) -> Encoded:
         prompt = request.prompt
         if not isinstance(prompt, ChatPrompt):
             return Encoded(self._text.encode(prompt, limit=self._info.context_window))
 
         def encode(shorter: ChatPrompt, limit: int) -> Encoded:
             dropped = len(prompt.messages) - len(shorter.messages)
-            return Encoded(self._text.encode(shorter, limit=limit), dropped)
+            chat = self._text.encode_after(shorter, seen, limit=limit)
+            return Encoded(chat.ids, dropped, chat)
 
         return self._fitting(prompt, request.sampling.max_tokens, encode)
 

@@ -19,7 +19,7 @@ from causerie.chat.choice import Choice
 from causerie.chat.intake import ENCODE_INLINE, Encoded, Intake, characters
 from causerie.chat.log import Recorder, ResponseLog
 from causerie.chat.metrics import Metrics
-from causerie.chat.response import Response
+from causerie.chat.response import Response, Turn
 from causerie.chat.streams import Streams
 from causerie.config import Settings
 from causerie.engines.base import Engine, EngineInfo, Update
@@ -30,6 +30,7 @@ from causerie.errors import (
     ShuttingDown,
 )
 from causerie.text.model import TextModel
+from causerie.text.turns import Seen
 from causerie.types import CancelCause, GenerationRequest, SamplingParams, TextPrompt
 
 logger = logging.getLogger("causerie.chat")
@@ -134,8 +135,12 @@ class ChatService:
                 self._idle = None
         self._fail_all()
 
-    async def create(self, request: GenerationRequest, recorder: Recorder | None = None) -> ResponseLog:
-        """Take a request in; returns its log as soon as it waits or runs. ``recorder`` keeps the log's events.
+    async def create(
+        self, request: GenerationRequest, recorder: Recorder | None = None, turn: Turn | None = None
+    ) -> ResponseLog:
+        """Take a request in; returns its log as soon as it waits or runs.
+
+        ``recorder`` keeps the log's events. ``turn`` is for one that continues a conversation, or will be continued.
 
         Raises, in this order: DuplicateRequest, ShuttingDown or Overloaded before anything is computed;
         InvalidRequest, ContextLengthExceeded or UnsupportedParameter after. The caller takes a reader at once,
@@ -150,7 +155,7 @@ class ChatService:
         try:
             arrived = time.perf_counter()
             self._intake.check(request)
-            prompt = await self._encode(request, ticket)
+            prompt = await self._encode(request, ticket, None if turn is None else turn.seen)
             if self._ended:
                 raise ShuttingDown("The server shut down before this request was begun.", retry_after=5)
             sampling = self._intake.fit(request, len(prompt.ids))
@@ -163,7 +168,7 @@ class ChatService:
                 recorder=recorder,
                 outlives_readers=request.on_disconnect.grace != 0,
             )
-            response = Response(self, request, log, ticket, prompt, sampling, arrived)
+            response = Response(self, request, log, ticket, prompt, sampling, arrived, turn)
             self._responses[key] = response
             if log.outlives_readers:
                 self.streams.keep(log, request)
@@ -261,10 +266,10 @@ class ChatService:
             if response is not None:
                 response.fail(ShuttingDown("The server shut down before this answer was finished.", retry_after=5))
 
-    async def _encode(self, request: GenerationRequest, ticket: Ticket) -> Encoded:
+    async def _encode(self, request: GenerationRequest, ticket: Ticket, seen: Seen | None) -> Encoded:
         if characters(request.prompt) < ENCODE_INLINE:
-            return self._intake.encode(request)
-        future = asyncio.get_running_loop().run_in_executor(self._encoders, self._intake.encode, request)
+            return self._intake.encode(request, seen)
+        future = asyncio.get_running_loop().run_in_executor(self._encoders, self._intake.encode, request, seen)
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:

@@ -53,7 +53,8 @@ class _Sequence:
     script: Iterator[int] = field(default_factory=lambda: iter(()))
     unread: int = 0
     cached: int | None = None
-    said: int = 0
+    ids: list[int] = field(default_factory=list)
+    """What was said."""
 
 
 class ScriptedEngine(SteppingEngine):
@@ -100,7 +101,7 @@ class ScriptedEngine(SteppingEngine):
         return self._info
 
     def stats(self) -> EngineStats:
-        used = sum(len(sequence.prompt) + sequence.said for sequence in list(self._sequences.values()))
+        used = sum(len(sequence.prompt) + len(sequence.ids) for sequence in list(self._sequences.values()))
         return EngineStats(len(self._sequences), min(1.0, used / self._info.kv_tokens), self._steps)
 
     def cached(self, prompt: Sequence[int]) -> int:
@@ -185,15 +186,17 @@ class ScriptedEngine(SteppingEngine):
             self._remember(sequence.prompt)
         if sequence.sampling is None:
             return Update(number, ended=EndReason.PREFILLED, cached_tokens=sequence.cached)
-        cached = sequence.cached if not sequence.said else None
+        cached = sequence.cached if not sequence.ids else None
         try:
             ids = list(itertools.islice(sequence.script, self._ids_per_step))
         except OutOfBlocks:
             return Update(number, ended=EndReason.OUT_OF_MEMORY)
         except Exception as error:
             return Update(number, ended=EndReason.ERROR, detail=f"The script failed: {type(error).__name__}.")
-        ids, ended = _limit(ids, sequence.said, sequence.sampling)
-        sequence.said += len(ids)
+        ids, ended = _limit(ids, len(sequence.ids), sequence.sampling)
+        sequence.ids += ids
+        if ended is not None:
+            self._remember([*sequence.prompt, *sequence.ids[:-1]])  # The last one was not computed with any more.
         logprobs = [TokenLogprob(id_, 0.0) for id_ in ids] if sequence.sampling.logprobs is not None else ()
         return Update(number, ids, logprobs, ended, cached_tokens=cached)
 

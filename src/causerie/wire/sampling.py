@@ -55,7 +55,12 @@ class Limits:
 
 
 def take_sampling(
-    fields: Fields, limits: Limits, *, stop_token_ids: frozenset[int] = frozenset(), logprobs: int | None = None
+    fields: Fields,
+    limits: Limits,
+    *,
+    stop_token_ids: frozenset[int] = frozenset(),
+    logprobs: int | None = None,
+    json_schema: str | None = None,
 ) -> SamplingParams:
     """Every scalar sampling parameter out of ``fields``. Raises InvalidRequest that names the first bad one."""
     temperature = fields.number("temperature", 0, 2, 1.0)
@@ -75,6 +80,7 @@ def take_sampling(
         ignore_eos=fields.boolean("ignore_eos"),
         stop_token_ids=stop_token_ids,
         logprobs=logprobs,
+        json_schema=json_schema,
     )
 
 

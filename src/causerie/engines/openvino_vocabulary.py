@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +33,20 @@ def tokenizer(vocabulary: Sequence[bytes]) -> Any:
         return openvino_genai.Tokenizer(folder)
 
 
+@cache
+def _nodes() -> NodeFactory:
+    """Never let go of: the nodes' own code is in a library that would be unloaded with it."""
+    nodes = NodeFactory()
+    nodes.add_extension(Path(openvino_tokenizers._ext_path))
+    return nodes
+
+
 def _detokenizer(vocabulary: Sequence[bytes]) -> Any:
     lengths = np.array([len(token) for token in vocabulary], dtype=np.int32)
     ends = np.cumsum(lengths, dtype=np.int32)
     spelled = np.frombuffer(b"".join(vocabulary), dtype=np.uint8)
     constants = [openvino.op.Constant(values).output(0) for values in (ends - lengths, ends, spelled)]
-    nodes = NodeFactory()
-    nodes.add_extension(Path(openvino_tokenizers._ext_path))
+    nodes = _nodes()
     ids = openvino.op.Parameter(openvino.Type.i64, openvino.PartialShape(["?", "?"]))
     narrow = opset15.convert(ids, "i32").output(0)
     *ragged, characters = nodes.create("VocabDecoder", [narrow, *constants]).outputs()

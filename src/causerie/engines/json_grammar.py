@@ -2,7 +2,8 @@
 
 xgrammar reads JSON schemas itself, but takes seconds and then hundreds of milliseconds a token for some small ones
 (``maxLength``), ignores in silence what it does not know, and spells some numbers wrongly (``docs/log.md``). Here every
-rule is short and its cost is known.
+rule is short and its cost is known, and wherever it can be, the next character alone says which way to go: xgrammar
+merges ways that begin alike, and some of them wrongly.
 
 JSON is written on one line, with a space after each comma and colon, which is what models have seen most.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
+from itertools import groupby, takewhile
 from typing import Any, TypeAlias
 
 Schema: TypeAlias = dict[str, Any]
@@ -19,16 +21,18 @@ _BLOCK = 16
 """Characters of a string of limited length that one rule spells. The grammar's cost before the first token grows with
 it; what a token costs shrinks, because tokens that go past a rule's end are looked at one by one each time."""
 
+_MOST_DIGITS = 15
+_Spans: TypeAlias = tuple[tuple[str, str], ...]
+"""Numbers as text, from one to another with as many digits."""
+_END = ("", "")
 _CHARACTER = r'([^"\\\x00-\x1f\x7f] | "\\" escaped)'
-_NUMBER = '("0" | [1-9] [0-9]{0,14}) ("." [0-9]{1,15})?'
 # Half a surrogate pair is no character, so no escape spells one.
 _COMMON = {
     "hex": "[0-9a-fA-F]",
     "escaped": r'["\\/bfnrt] | "u" ([0-9a-cA-CefEF] hex hex hex | [dD] [0-7] hex hex)',
     "string": rf'"\"" {_CHARACTER}* "\""',
-    "integer": '"0" | "-"? [1-9] [0-9]{0,14}',
-    "number": f'"-"? {_NUMBER}',
-    "positive": _NUMBER,
+    "number": '"-"? positive',
+    "positive": 'natural ("." fraction)?',
     "boolean": '"true" | "false"',
     "null": '"null"',
     "anything": "string | number | boolean | null | list | record",
@@ -47,6 +51,9 @@ class _Grammar:
 
     def __init__(self, schema: Schema) -> None:
         self._rules: dict[str, str] = {}
+        self._automaton: dict[_Spans, str] = {}
+        self._rules["natural"] = self._digits(_by_length(0, 10**_MOST_DIGITS - 1))
+        self._rules["fraction"] = self._digits(tuple(("0" * n, "9" * n) for n in range(1, _MOST_DIGITS + 1)))
         definitions = schema.pop("$defs", {})
         for name, definition in definitions.items():
             self._rules[f"def{name}"] = self._expression(definition)
@@ -70,9 +77,11 @@ class _Grammar:
         if "$ref" in schema:
             return "def" + str(schema["$ref"]).removeprefix("#/$defs/")
         if "anyOf" in schema:
-            return self._rule(_either(map(self._expression, schema["anyOf"])))
+            values = [value for one in schema["anyOf"] for value in one.get("enum", ())]
+            ways = [self._expression(one) for one in schema["anyOf"] if "enum" not in one]
+            return self._rule(_either(ways + ([self._enum(values)] if values else [])))
         if "enum" in schema:
-            return self._rule(_either(_literal(_json(value)) for value in schema["enum"]))
+            return self._enum(schema["enum"])
         match schema.get("type"):
             case None:
                 return "anything"
@@ -83,7 +92,8 @@ class _Grammar:
             case "string":
                 return self._string(schema)
             case "integer":
-                return self._integer(schema)
+                most = 10**_MOST_DIGITS - 1
+                return self._rule(self._integer(schema.get("minimum", -most), schema.get("maximum", most)))
             case "number" if "minimum" in schema:
                 return "positive"
             case kind:
@@ -153,37 +163,62 @@ class _Grammar:
                 self._rules.setdefault(name, f"upto{_BLOCK - 1} | {self._block()} {before}")
         return name
 
-    def _integer(self, schema: Schema) -> str:
-        if "minimum" not in schema:
-            return "integer"
-        low, high = schema["minimum"], schema["maximum"]
-        positive = _natural(max(0, low), high) if high >= 0 else []
-        negative = [f'"-" {one}' for one in _natural(max(1, -high), -low)] if low < 0 else []
-        return self._rule(_either(positive + negative))
+    def _integer(self, low: int, high: int) -> str:
+        ways = []
+        if high >= 0:
+            ways.append(self._digits(_by_length(max(0, low), high)))
+        if low < 0:
+            ways.append(f'"-" {self._digits(_by_length(max(1, -high), -low))}')
+        return _either(ways)
+
+    def _digits(self, spans: _Spans) -> str:
+        """The digits that some span allows, one digit at a time, so that each leads to one place."""
+        if spans not in self._automaton:
+            self._automaton[spans] = name = f"digits{len(self._automaton)}"
+            following: dict[_Spans, str] = {}
+            for digit in "0123456789":
+                after = tuple(sorted({_after(digit, *span) for span in spans if span[0][:1] <= digit <= span[1][:1]}))
+                if after:
+                    following[after] = following.get(after, "") + digit
+            ways = ['""'] if _END in spans else []
+            for after, digits in following.items():
+                ways.append(f"[{digits}] {'' if after == (_END,) else self._digits(after)}")
+            self._rules[name] = " | ".join(ways)
+        return self._automaton[spans]
+
+    def _enum(self, values: Iterable[object]) -> str:
+        return self._rule(self._one_of(sorted({_json(value) for value in values})))
+
+    def _one_of(self, texts: list[str]) -> str:
+        """One of ``texts``, which are sorted: what several begin with is said once."""
+        ways = []
+        for first, group in groupby(texts, key=lambda text: text[:1]):
+            same = list(group)
+            common = _common(same[0], same[-1])
+            rest = [text[len(common) :] for text in same]
+            ways.append(_literal(common) + (f" {self._rule(self._one_of(rest))}" if first and rest != [""] else ""))
+        return _either(ways)
 
 
-def _natural(low: int, high: int) -> list[str]:
-    """The whole numbers from ``low``, at least 0, to ``high``, by how many digits they have."""
-    ranges = []
+def _common(first: str, last: str) -> str:
+    """What both begin with."""
+    pairs = zip(first, last, strict=False)
+    return "".join(one for one, _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+def _by_length(low: int, high: int) -> _Spans:
+    """The whole numbers from ``low``, at least 0, to ``high``: a span for each number of digits."""
+    spans = []
     for digits in range(len(str(low)), len(str(high)) + 1):
         least = 10 ** (digits - 1) if digits > 1 else 0
-        ranges.append(_digits(str(max(low, least)), str(min(high, 10**digits - 1))))
-    return ranges
+        spans.append((str(max(low, least)), str(min(high, 10**digits - 1))))
+    return tuple(spans)
 
 
-def _digits(low: str, high: str) -> str:
-    """The numbers from ``low`` to ``high``, which have the same number of digits."""
-    if not low:
-        return '""'
+def _after(digit: str, low: str, high: str) -> tuple[str, str]:
+    """What is left of a span behind its first digit."""
     rest = len(low) - 1
-    if set(low[1:]) <= {"0"} and set(high[1:]) <= {"9"}:
-        return f"[{low[0]}-{high[0]}]" + (f" [0-9]{{{rest}}}" if rest else "")
-    if low[0] == high[0]:
-        return f'"{low[0]}" {_digits(low[1:], high[1:])}'
-    ways = [f'"{low[0]}" {_digits(low[1:], "9" * rest)}', f'"{high[0]}" {_digits("0" * rest, high[1:])}']
-    if int(high[0]) - int(low[0]) > 1:
-        ways.append(f"[{int(low[0]) + 1}-{int(high[0]) - 1}] [0-9]{{{rest}}}")
-    return _either(ways)
+    return low[1:] if digit == low[0] else "0" * rest, high[1:] if digit == high[0] else "9" * rest
 
 
 def _either(ways: Iterable[str]) -> str:

@@ -159,7 +159,7 @@ async def test_answer_cut_by_the_limit_says_so(client: AsyncOpenAI) -> None:
         model="default", messages=PERSON, response_format=format_of(SCHEMAS["scalars"]), max_tokens=5
     )
     assert answer.choices[0].finish_reason == "length"
-    assert (answer.choices[0].message.content or "").startswith('{"color": ')
+    assert (answer.choices[0].message.content or "").startswith('{"color')
 
 
 @module_loop

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from causerie.errors import InvalidRequest, UnsupportedParameter
-from causerie.wire.json_schema import MAX_COUNT, MAX_DEPTH, MAX_INTEGER, MAX_SCHEMAS, parse_format, read_schema
+from causerie.wire.formats import parse_format
+from causerie.wire.json_schema import MAX_COUNT, MAX_DEPTH, MAX_INTEGER, MAX_SCHEMAS, read_schema
 
 INTEGER = {"type": "integer"}
 

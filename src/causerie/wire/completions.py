@@ -14,7 +14,7 @@ import orjson
 from causerie.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound, UnsupportedParameter
 from causerie.types import ChatPrompt, GenerationRequest, Message, Prompt, SamplingParams, TextPrompt, TokenPrompt
 from causerie.wire.fields import Fields, kind, parse_object, shown
-from causerie.wire.json_schema import parse_format
+from causerie.wire.formats import parse_format
 from causerie.wire.sampling import (
     MAX_LOGPROBS,
     MAX_STOP_TOKEN_IDS,

@@ -1,4 +1,4 @@
-"""``response_format`` and its kin: which JSON an answer has to be.
+"""Which JSON an answer can be held to.
 
 JSON Schema says far more than a grammar can hold a model to. What is taken here is exactly what is then held to;
 everything else is refused by its name. A schema that was taken is written anew in a smaller language (see ``_Reader``),
@@ -13,7 +13,7 @@ from typing import Any, NoReturn, TypeAlias
 import orjson
 
 from causerie.errors import InvalidRequest, UnsupportedParameter
-from causerie.wire.fields import Fields, kind, shown
+from causerie.wire.fields import shown
 
 MAX_SCHEMAS = 1_000
 """Schemas inside a schema, itself included."""
@@ -27,10 +27,6 @@ MAX_COUNT = 1_000
 """Largest ``minItems``, ``maxItems``, ``minLength`` and ``maxLength``."""
 MAX_INTEGER = 10**15 - 1
 """Whole numbers have at most this many digits, so that every reader of JSON keeps them exactly."""
-MAX_NAME = 64
-
-ANY_OBJECT = '{"additionalProperties":{},"type":"object"}'
-"""What ``json_object`` stands for."""
 
 Schema: TypeAlias = dict[str, Any]
 
@@ -51,51 +47,11 @@ _TYPES = {dict: "object", list: "array", str: "string", int: "integer", float: "
 _DEFINITIONS = ("$defs", "definitions")
 
 
-def parse_format(value: object, param: str, *, flat: bool) -> str | None:
-    """The JSON schema that a format object asks for, in the engines' small language, or None for plain text.
-
-    ``flat`` is the Responses API's spelling, in which the schema's members stand beside ``type``; in chat completions
-    they are in an object of their own. Raises InvalidRequest or UnsupportedParameter that names the member at fault.
-    """
-    if not isinstance(value, dict):
-        raise InvalidRequest(f"'{param}' must be an object, not {kind(value)}.", param=param)
-    fields = Fields(value, param + ".")
-    wanted = fields.take("type")
-    schema = None
-    if wanted == "json_object":
-        schema = ANY_OBJECT
-    elif wanted == "json_schema":
-        schema = _take_schema(fields, param) if flat else _take_nested(fields, param)
-    elif wanted != "text":
-        fields.refuse("type", "'text', 'json_object' or 'json_schema'", wanted)
-    fields.finish(("type", "json_schema"))
-    return schema
-
-
-def _take_nested(fields: Fields, param: str) -> str:
-    value = fields.take("json_schema")
-    path = f"{param}.json_schema"
-    if not isinstance(value, dict):
-        raise InvalidRequest(f"'{path}' must be an object, not {kind(value)}.", param=path)
-    inner = Fields(value, path + ".")
-    schema = _take_schema(inner, path)
-    inner.finish(("name", "description", "schema", "strict"))
-    return schema
-
-
-def _take_schema(fields: Fields, param: str) -> str:
-    if not fields.text("name", MAX_NAME):
-        raise InvalidRequest(f"'{param}.name' is missing.", param=f"{param}.name")
-    fields.take("description")
-    fields.boolean("strict")  # A schema is held to, whatever this says.
-    schema = fields.take("schema")
-    if not isinstance(schema, dict):
-        raise InvalidRequest(f"'{param}.schema' must be an object, not {kind(schema)}.", param=f"{param}.schema")
-    return read_schema(schema, f"{param}.schema")
-
-
 def read_schema(schema: Mapping[str, Any], param: str) -> str:
-    """``schema`` in the engines' small language, as JSON text. Raises as ``parse_format`` does; its time is bounded."""
+    """``schema`` in the engines' small language, as JSON text. Its time is bounded.
+
+    Raises InvalidRequest or UnsupportedParameter with ``param``, which is what the client calls the schema.
+    """
     reader = _Reader(schema, param)
     return orjson.dumps(reader.root()).decode()
 

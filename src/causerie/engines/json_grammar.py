@@ -11,7 +11,7 @@ JSON is written on one line, with a space after each comma and colon, which is w
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from itertools import groupby, takewhile
 from typing import Any, TypeAlias
 
@@ -66,11 +66,6 @@ class _Grammar:
     def _rule(self, body: str) -> str:
         name = f"r{len(self._rules)}"
         self._rules[name] = body
-        return name
-
-    def _named(self, name: str, body: Callable[[], str]) -> str:
-        if name not in self._rules:
-            self._rules[name] = body()
         return name
 
     def _expression(self, schema: Schema) -> str:
@@ -142,11 +137,19 @@ class _Grammar:
         if not low and high is None:
             return "string"
         end = f"{_CHARACTER}*" if high is None else self._up_to(high - low)
-        blocks = " ".join([self._block()] * (low // _BLOCK))
-        return self._rule(rf'"\"" {blocks} {" ".join([_CHARACTER] * (low % _BLOCK))} {end} "\""')
+        return self._rule(rf'"\"" {self._exactly(low)} {end} "\""')
 
     def _block(self) -> str:
-        return self._named("block", lambda: " ".join([_CHARACTER] * _BLOCK))
+        return self._exactly_short(_BLOCK)
+
+    def _exactly(self, count: int) -> str:
+        return " ".join([self._block()] * (count // _BLOCK) + [self._exactly_short(count % _BLOCK)])
+
+    def _exactly_short(self, count: int) -> str:
+        """One chain of rules for all lengths: what each of its characters costs is paid once."""
+        for length in range(1, count + 1):
+            self._rules.setdefault(f"just{length}", f"{_CHARACTER} {f'just{length - 1}' if length > 1 else ''}")
+        return f"just{count}" if count else '""'
 
     def _up_to(self, count: int) -> str:
         if count == 0:

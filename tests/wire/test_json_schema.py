@@ -9,7 +9,7 @@ import pytest
 
 from causerie.errors import InvalidRequest, UnsupportedParameter
 from causerie.wire.formats import parse_format
-from causerie.wire.json_schema import MAX_COUNT, MAX_DEPTH, MAX_INTEGER, MAX_SCHEMAS, read_schema
+from causerie.wire.json_schema import MAX_ALIKE, MAX_COUNT, MAX_DEPTH, MAX_INTEGER, MAX_SCHEMAS, read_schema
 
 INTEGER = {"type": "integer"}
 
@@ -23,6 +23,10 @@ def nested(levels: int) -> dict[str, Any]:
     for _ in range(levels - 1):
         schema = {"type": "array", "items": schema}
     return schema
+
+
+def alike(count: int) -> dict[str, Any]:
+    return {"anyOf": [{"properties": {"a": {"type": "string", "maxLength": n}}} for n in range(count)]}
 
 
 def chain(links: int) -> dict[str, Any]:
@@ -170,6 +174,12 @@ def test_what_cannot_be_held_to_is_refused_by_name(schema: dict[str, Any], says:
         {"type": "integer", "minimum": "1"},
         {"type": "integer", "minimum": 10**15},
         {"type": "string", "minimum": 1},
+        alike(MAX_ALIKE + 1),
+        {
+            "type": "array",
+            "items": {"anyOf": [alike(MAX_ALIKE // 2 + 1), {"$ref": "#/$defs/a"}]},
+            "$defs": {"a": alike(MAX_ALIKE // 2)},
+        },
         nested(MAX_DEPTH + 1),
         chain(MAX_DEPTH),
         {"anyOf": [INTEGER] * MAX_SCHEMAS},
@@ -181,6 +191,12 @@ def test_impossible_and_oversized_schemas_are_refused(schema: dict[str, Any]) ->
     with pytest.raises(InvalidRequest) as refused:
         read(schema)
     assert refused.value.param == "schema" and len(str(refused.value)) < 600
+
+
+def test_alternatives_that_begin_alike_are_counted_where_they_do() -> None:
+    assert read(alike(MAX_ALIKE))
+    assert read({"anyOf": [alike(MAX_ALIKE), *[{"const": value} for value in ("a", 1, None, True, False, [1])]]})
+    assert read({"properties": {name: alike(MAX_ALIKE) for name in "abc"}})
 
 
 def test_depth_is_counted_through_references_and_not_written_out() -> None:

@@ -14,6 +14,7 @@ import orjson
 
 from causerie.errors import InvalidRequest, UnsupportedParameter
 from causerie.wire.fields import shown
+from causerie.wire.json_ambiguity import width
 
 MAX_SCHEMAS = 1_000
 """Schemas inside a schema, itself included."""
@@ -25,6 +26,8 @@ MAX_VALUES = 1_000
 """Of all enumerations together."""
 MAX_COUNT = 1_000
 """Largest ``minItems``, ``maxItems``, ``minLength`` and ``maxLength``."""
+MAX_ALIKE = 10
+"""Alternatives that a part of an answer may be a beginning of at the same time."""
 MAX_INTEGER = 10**15 - 1
 """Whole numbers have at most this many digits, so that every reader of JSON keeps them exactly."""
 
@@ -81,13 +84,15 @@ class _Reader:
         self._deepest = 0
 
     def root(self) -> Schema:
-        where = [name for name in _DEFINITIONS if name in self._source]
         source = {name: value for name, value in self._source.items() if name not in _DEFINITIONS}
-        for name in where:
-            if not isinstance(self._source[name], dict):
+        for name in _DEFINITIONS:
+            if not isinstance(self._source.get(name, {}), dict):
                 self._refuse(name, "must be an object of schemas.")
         result = self._read(source, "", 1)
-        return {**result, "$defs": self._definitions} if self._definitions else result
+        result |= {"$defs": self._definitions} if self._definitions else {}
+        if width(result) > MAX_ALIKE:
+            self._refuse("", f"more than {MAX_ALIKE} alternatives of 'anyOf', with those inside them, begin alike.")
+        return result
 
     def _refuse(self, path: str, reason: str, *, unsupported: bool = False) -> NoReturn:
         error = UnsupportedParameter if unsupported else InvalidRequest

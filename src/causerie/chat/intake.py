@@ -47,11 +47,14 @@ class Intake:
             if field.name == "max_tokens" or field.name in info.parameters:
                 continue
             if getattr(sampling, field.name) != field.default:
+                name = request.format_field if field.name == "json_schema" else field.name
                 raise UnsupportedParameter(
-                    f"The {info.name} engine cannot honour '{field.name}'. Leave it out, or serve the model with "
+                    f"The {info.name} engine cannot honour '{name}' with this model. Leave it out, or serve it with "
                     "another engine.",
-                    param=field.name,
+                    param=name,
                 )
+        if sampling.json_schema is not None:
+            _check_ends(request)
         if sampling.logprobs is not None and sampling.logprobs > info.top_logprobs:
             raise UnsupportedParameter(
                 f"The {info.name} engine reports at most {info.top_logprobs} alternatives per token, not "
@@ -138,6 +141,16 @@ class Intake:
                 param="min_tokens",
             )
         return sampling
+
+
+def _check_ends(request: GenerationRequest) -> None:
+    """Refuse what would end an answer that is held to a schema elsewhere than the schema does."""
+    for name in ("min_tokens", "ignore_eos", "stop_token_ids"):
+        if getattr(request.sampling, name):
+            raise UnsupportedParameter(
+                f"'{name}' is not supported beside '{request.format_field}': the schema says where the answer ends.",
+                param=name,
+            )
 
 
 def _field(prompt: Prompt) -> str:

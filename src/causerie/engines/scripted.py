@@ -22,6 +22,9 @@ IM_END = 257
 END_OF_TEXT = 258
 VOCABULARY = 259
 
+_HONOURED = frozenset(SamplingParams.__dataclass_fields__) - {"json_schema"}
+"""What the script says is not sampled, so any way of sampling is honoured; a schema would not be."""
+
 Script: TypeAlias = Callable[[Sequence[int]], Iterable[int]]
 """Prompt ids to answer ids. It may raise OutOfBlocks, or anything else, to play an engine that fails."""
 
@@ -92,7 +95,7 @@ class ScriptedEngine(SteppingEngine):
             context_window=context_window,
             kv_tokens=kv_tokens,
             max_sequences=max_sequences,
-            parameters=frozenset(SamplingParams.__dataclass_fields__) if parameters is None else parameters,
+            parameters=_HONOURED if parameters is None else parameters,
             prefix_block=prefix_block,
         )
 

@@ -96,8 +96,9 @@ class Settings(BaseModel):
     max_frame_bytes: int = Field(default=2**20, ge=1024, description="Largest WebSocket message, in bytes.")
     store: str = Field(
         default="default",
-        description="Where responses and conversations are kept: nothing for a SQLite file in the user's data folder, "
-        "a file's path, :memory: for as long as the server runs, or redis://host:6379/0 for several servers.",
+        description="Where responses and conversations are kept: nothing for a SQLite file in the user's data "
+        "folder, one for each port (and memory for port 0), a file's path, :memory: for as long as the server runs, or "
+        "redis://host:6379/0 for several servers.",
     )
     store_max_age: float = Field(
         default=30 * 86400.0, gt=0, description="Seconds after which a kept response or conversation is removed."

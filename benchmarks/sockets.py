@@ -49,13 +49,13 @@ class Idle(asyncio.Protocol):
 async def open_idle(url: str, count: int) -> list[asyncio.Transport]:
     """``count`` sockets, all accepted."""
     parts = urlsplit(url)
-    assert parts.hostname and parts.port
+    host, port = parts.hostname or "", parts.port or 80
     gate = asyncio.Semaphore(AT_ONCE)
     loop = asyncio.get_running_loop()
 
     async def one() -> asyncio.Transport:
         async with gate:
-            transport, idle = await loop.create_connection(lambda: Idle(parts.netloc), parts.hostname, parts.port)
+            transport, idle = await loop.create_connection(lambda: Idle(parts.netloc), host, port)
             if not await idle.opened:
                 raise SystemExit("the server refused a socket")
             return transport

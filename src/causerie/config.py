@@ -81,7 +81,8 @@ class Settings(BaseModel):
         default=128,
         ge=32,
         le=65536,
-        description="Longest piece, in tokens, in which a prompt is read before others get their turn.",
+        description="Longest piece, in tokens, in which a prompt is read before others get their turn; twice that for "
+        "what is read ahead while nobody waits.",
     )
     max_tokens: int = Field(default=1024, ge=1, description="Output limit of a request that names none, in tokens.")
     max_output_tokens: int | None = Field(

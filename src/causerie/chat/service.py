@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from causerie.chat.admission import Admission, Ticket
-from causerie.chat.ahead import BESIDE_STREAMS, OnPrefilled, OpenPrompt, ReadAhead, Spare, Typing
+from causerie.chat.ahead import ReadAhead, Spare
+from causerie.chat.buffer import OnPrefilled, OpenPrompt, Typing
 from causerie.chat.choice import Choice
 from causerie.chat.intake import ENCODE_INLINE, Encoded, Intake, characters
 from causerie.chat.log import Recorder, ResponseLog
@@ -246,8 +247,7 @@ class ChatService:
         waits = self._admission.waiting or any(choice.last_time is None for _, choice in self._sequences.values())
         if waits or not self.ready:
             return None
-        piece = min(self.settings.prefill_piece, BESIDE_STREAMS) if self._sequences else self.settings.prefill_piece
-        return Spare(piece, self._admission.kv_tokens - self._admission.kv_tokens_reserved)
+        return Spare(self._admission.kv_tokens - self._admission.kv_tokens_reserved, alone=not self._sequences)
 
     def _forget(self, key: tuple[str, str]) -> None:
         self._responses.pop(key, None)

@@ -19,11 +19,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.support.fault_proxy import FaultProxy, Way, faults
+from tests.support.resuming import CLIENTS, Client, whole_text
+
 from benchmarks import prompts
 from benchmarks.report import finish, machine_line, table
 from benchmarks.server import Server
-from tests.support.fault_proxy import FaultProxy, Way, faults
-from tests.support.resuming import CLIENTS, Client, whole_text
 
 AT_ONCE = 16
 PER_STREAM = 12

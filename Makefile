@@ -18,7 +18,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_USER := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check bench docs constraints clean FORCE
+.PHONY: help serve test check bench cuts docs constraints clean FORCE
 
 help:  ## list these targets
 	@echo 'causerie: talk to a chat model, token by token'
@@ -45,6 +45,9 @@ check: $(DEV)/installed  ## format, lint, types and the quick tests
 
 bench: $(DEV)/installed  ## measure speed and faithfulness on this machine; ARGS chooses what
 	$(DEV)/bin/python -m benchmarks $(ARGS)
+
+cuts: $(DEV)/installed  ## cut streams 1,000 times on each of two engines, and see that they come whole
+	$(DEV)/bin/python -m benchmarks cuts
 
 docs: $(DEV)/installed  ## rewrite the pages that are made from the code
 	$(DEV)/bin/python scripts/settings_page.py > docs/settings.md

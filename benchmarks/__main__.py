@@ -20,6 +20,8 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "ahead": (),
     "tutorial": (),
     "precision": (),
+    "storing": (),
+    "cuts": (),
 }
 """Each benchmark's name and the arguments that the documents' figures are made with."""
 _PAGES = {"precision": "precision.md"}

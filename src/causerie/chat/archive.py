@@ -126,6 +126,8 @@ class Archive:
         Raises what ``ChatService.create`` raises; PreviousResponseNotFound, PreviousResponseRunning,
         ConversationNotFound or ConversationBusy; StoreError.
         """
+        if wanted.store:
+            await self._journal.repair()
         conversation = wanted.conversation
         if conversation is None:
             return await self._create(owner, wanted, lambda: None)
@@ -152,10 +154,8 @@ class Archive:
 
     async def cancel(self, owner: str, id_: str) -> ResponseRecord:
         """Stop it, wherever it is generated, and return it as it then is; one that is over stays as it is."""
-        live = self._live.get((owner, id_))
-        if live is not None:
-            live.log.cancel(CancelCause.STOPPED)
-            await _read_out(live.log.reader(len(live.log.history())))
+        if await self._stop(owner, id_):
+            await self._journal.repair()
         found = await self.store.response(owner, id_)
         if found is None:
             raise _no_response(id_)
@@ -168,10 +168,21 @@ class Archive:
 
     async def delete(self, owner: str, id_: str) -> None:
         """Raises ResponseNotFound. One that runs is stopped first."""
-        await self.cancel(owner, id_)
+        await self._stop(owner, id_)
+        if self.store.shared:
+            await self.cancel(owner, id_)
         self._memory.forget(id_)
         if not await self.store.delete_response(owner, id_):
             raise _no_response(id_)
+        self._live.pop((owner, id_), None)
+
+    async def _stop(self, owner: str, id_: str) -> bool:
+        """Stop it if this process generates it; whether it does."""
+        live = self._live.get((owner, id_))
+        if live is not None:
+            live.log.cancel(CancelCause.STOPPED)
+            await _read_out(live.log.reader(len(live.log.history())))
+        return live is not None
 
     async def _create(self, owner: str, wanted: Wanted, on_closed: Callable[[], None]) -> Live:
         id_ = f"resp_{uuid.uuid4().hex}"

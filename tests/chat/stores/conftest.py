@@ -18,3 +18,9 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     await made.open("one", ignore)
     yield made
     await made.close()
+
+
+@pytest.fixture
+def reader(store: Store) -> Store:
+    """Another server that reads what ``store`` writes; itself where only one has it."""
+    return store

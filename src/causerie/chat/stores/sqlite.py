@@ -192,10 +192,11 @@ class SQLiteStore:
             raise StoreError("The store's file is gone, or another one is in its place. Restart the server.")
 
     def _shrink(self) -> bool:
-        """Give some free pages back to the disk; whether there are more."""
+        """Give some free pages back to the disk; whether more can be."""
         db = self._connection()
+        free = queries.pragma(db, "freelist_count")
         db.execute(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})").fetchall()
-        return bool(db.execute("PRAGMA freelist_count").fetchone()[0])
+        return 0 < queries.pragma(db, "freelist_count") < free
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

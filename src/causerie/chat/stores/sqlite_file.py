@@ -73,12 +73,12 @@ def open_database(path: Path | None) -> sqlite3.Connection:
 
     Raises StoreError, or sqlite3.Error for ``store_error``.
     """
-    if path is not None:
-        _make_private(path)
+    fresh = path is None or _make_private(path)
     connection = sqlite3.connect(path or ":memory:", timeout=1.0, isolation_level=None)
     try:
         connection.execute("PRAGMA locking_mode = EXCLUSIVE")
-        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+        if fresh:  # It is written into the file each time.
+            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute("PRAGMA foreign_keys = ON")
@@ -122,11 +122,15 @@ def migrate(connection: sqlite3.Connection, steps: Sequence[Sequence[str]] = MIG
         raise
 
 
-def _make_private(path: Path) -> None:
-    """An empty file that only its user may read. SQLite gives the files beside it the same permissions."""
+def _make_private(path: Path) -> bool:
+    """See that there is a file, which only its user may read if it is made here; whether it is empty.
+
+    SQLite gives the files beside it the same permissions.
+    """
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600))
+        return path.stat().st_size == 0
     except OSError as error:
         raise StoreError(
             f"The store cannot be opened for writing ({error.strerror}). Give this user the right to it, name "

@@ -9,14 +9,16 @@ import asyncio
 import random
 import sys
 
-from causerie.chat.store import Append
+from causerie.chat.store import Append, Store
+from causerie.chat.stores.redis import RedisStore
 from causerie.chat.stores.sqlite import SQLiteStore
+from causerie.errors import StoreError
 from tests.chat.stores.samples import conversation, ignore, record, said
 
 
-async def main(path: str, prefix: str, seed: int) -> None:
+async def main(reference: str, prefix: str, seed: int) -> None:
     chance = random.Random(seed)
-    store = SQLiteStore(path)
+    store: Store = RedisStore(reference, lease=1.0) if "://" in reference else SQLiteStore(reference)
     await store.open(prefix, ignore)
     written = {f"{prefix}{n}": 0 for n in range(4)}
     for id_ in written:
@@ -28,7 +30,11 @@ async def main(path: str, prefix: str, seed: int) -> None:
             for _ in range(chance.randint(1, 3)):
                 written[id_] += 1
                 batch.append(Append(id_, written[id_], said(f"{written[id_]} " * chance.randint(1, 40))))
-        await store.write(batch)
+        try:
+            await store.write(batch)
+        except StoreError as error:
+            print(f"refused: {error}", flush=True)
+            return
         print(" ".join(f"{id_}={number}" for id_, number in written.items()), flush=True)
 
 

@@ -20,7 +20,7 @@ def make_store(reference: str, max_bytes: int, environ: Mapping[str, str] = os.e
     """
     bound = max_bytes + max_bytes // 10
     if reference.startswith(_REDIS):
-        raise ConfigError("No Redis yet.", param="store")
+        return _redis(reference, bound)
     if not reference or "://" in reference or "\0" in reference:
         raise ConfigError(
             f"{reference!r} is no store. Give a file's path, :memory:, or redis://host:6379/0.", param="store"
@@ -29,6 +29,18 @@ def make_store(reference: str, max_bytes: int, environ: Mapping[str, str] = os.e
 
     path = data_folder(environ) / "responses.sqlite3" if reference == "default" else reference
     return SQLiteStore(path, max_bytes=bound)
+
+
+def _redis(url: str, max_bytes: int) -> Store:
+    try:
+        from causerie.chat.stores.redis import RedisStore
+    except ModuleNotFoundError as error:
+        if error.name != "redis":
+            raise
+        raise ConfigError(
+            "A Redis store needs the extra: pip install 'causerie[redis]', or name a file with --store.", param="store"
+        ) from None
+    return RedisStore(url, max_bytes=max_bytes)
 
 
 def data_folder(environ: Mapping[str, str]) -> Path:

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from causerie.errors import StoreError, StoreFull
+from causerie.chat.stores import refusals
+from causerie.errors import StoreError
 
 APPLICATION_ID: Final = 0x63617573
 """Says in the file's header whose it is ("caus")."""
@@ -163,13 +164,9 @@ def store_error(error: sqlite3.Error) -> StoreError:
     """What SQLite's error means to whoever runs the server."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code == sqlite3.SQLITE_FULL:
-        return full()
+        return refusals.full()
     return StoreError(_MEANINGS.get(code, f"The store failed ({type(error).__name__} {code})."))
 
 
 def damaged() -> StoreError:
     return StoreError(_DAMAGED)
-
-
-def full() -> StoreFull:
-    return StoreFull("The store is full. Delete responses, free disk space, or raise --store-max-gib.")

@@ -15,7 +15,6 @@ from causerie.chat.log import Numbered
 from causerie.chat.records import ConversationRecord, Item, Outcome, ResponseRecord, interruption, outcome_of
 from causerie.chat.store import MAX_CHAIN, Append, End, Page, Retention, Write
 from causerie.chat.stores import refusals
-from causerie.chat.stores.sqlite_file import full
 from causerie.chat.stores.sqlite_rows import RESPONSE, outcome_row, response_row, to_conversation, to_response
 
 _NEW_UNTIL = 31 / 32
@@ -202,7 +201,7 @@ def _see_room(db: Connection) -> None:
     """Nothing new begins in the last part of a full store: what runs has it to come to its end."""
     pages, free, most = (pragma(db, name) for name in ("page_count", "freelist_count", "max_page_count"))
     if pages - free > most * _NEW_UNTIL:
-        raise full()
+        raise refusals.full()
 
 
 def size(db: Connection) -> int:

@@ -30,7 +30,7 @@ end
 if previous ~= '' then redis.call('HSET', response(id), 'previous', previous) end
 redis.call('HSET', response(id), 'record', record, 'owner', owner, 'lease', lease, 'output', output)
 redis.call('HSET', RUNNING, id, lease)
-grow(response(id), #record + 512)
+grow(response(id), #record + 4096)  -- Its stream takes that much from the first event on.
 return {'ok'}
 """
 

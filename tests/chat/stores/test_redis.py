@@ -115,7 +115,7 @@ async def test_foreign_keys_and_a_newer_schema_are_left_alone(empty_redis: str) 
 
 
 async def test_a_full_store_takes_nothing_more_until_something_goes(empty_redis: str) -> None:
-    store = RedisStore(empty_redis, max_bytes=50_000)
+    store = RedisStore(empty_redis, max_bytes=500_000)
     await store.open("one", ignore)
     await store.create_conversation(conversation(), [])
     await store.begin(record("r0"))
@@ -128,7 +128,7 @@ async def test_a_full_store_takes_nothing_more_until_something_goes(empty_redis:
     with pytest.raises(StoreFull):
         for n in range(1, 1000):
             await store.create_conversation(conversation(f"c{n + 1}"), [])
-    assert await store.sweep(0, Retention(None, 25_000)) > 0
+    assert await store.sweep(0, Retention(None, 250_000)) > 0
     await answered(store, record("new"))
     await store.close()
 

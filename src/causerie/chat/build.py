@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from functools import partial
 from typing import TYPE_CHECKING
 
 from causerie.chat.archive import Archive
 from causerie.chat.service import ChatService
 from causerie.chat.store import Retention
-from causerie.chat.stores import data_folder, make_store
+from causerie.chat.stores import make_store
 from causerie.config import Settings
 from causerie.engines.base import Engine, EngineConfig
 from causerie.engines.scripted import ScriptedEngine
@@ -45,18 +44,8 @@ def build_service(settings: Settings, *, progress: Progress | None = None) -> Ch
 def build_archive(service: ChatService, settings: Settings) -> Archive:
     """The archive of ``service``, on the settings' store, which ``start`` opens. Raises ConfigError."""
     max_bytes = int(settings.store_max_gib * 2**30)
-    store = make_store(store_reference(settings), max_bytes)
+    store = make_store(settings.store, max_bytes, port=settings.port)
     return Archive(service, store, Retention(settings.store_max_age, max_bytes))
-
-
-def store_reference(settings: Settings) -> str:
-    """The settings' store; the default is a file for each port, so that two servers do not meet in one.
-
-    On port 0, which is another one each time, nothing could be found again: there it is memory.
-    """
-    if settings.store != "default":
-        return settings.store
-    return str(data_folder(os.environ) / f"responses-{settings.port}.sqlite3") if settings.port else ":memory:"
 
 
 def find_model(settings: Settings, *, progress: Progress | None = None) -> ModelFolder | None:

@@ -31,6 +31,10 @@ PER_STREAM = 12
 """Cuts at most."""
 TOKENS = 96
 """Of an answer of the model's."""
+MEAN = 250.0
+"""Bytes of a bare answer between two cuts; where there is more around the text, so many times more."""
+PATIENCE = 2.0
+"""Seconds of silence after which a client gives up."""
 WISHES = ("continue", "grace(60)")
 
 
@@ -71,12 +75,11 @@ class Cutter:
             client, expected = self._client(name, number)
             tally = self.tallies[name]
             tally.streams += 1
-            # Bytes: an answer of the model has an event for each token, of some 200 bytes.
-            mean = 250.0 if client.framing == 1 else 2500.0
-            async with FaultProxy(self._address, faults(f"{self._seed} {number}", PER_STREAM, mean)) as proxy:
+            plan = faults(f"{self._seed} {number}", PER_STREAM, mean=MEAN * client.framing)
+            async with FaultProxy(self._address, plan) as proxy:
                 try:
                     async with asyncio.timeout(120):
-                        await client.run(proxy.address)
+                        await client.run(proxy.address, PATIENCE)
                     await asyncio.to_thread(self._compare, client, expected)
                 except (AssertionError, TimeoutError) as error:
                     tally.wrong.append(f"{name}, stream {number}: {str(error)[:300] or type(error).__name__}")

@@ -88,7 +88,7 @@ async def exchange(address: tuple[str, int], request: bytes, patience: float) ->
 class Client(ABC):
     """One answer on its way. ``id`` is the request's own where the protocol lets a client choose it."""
 
-    framing = 5.0
+    framing = 10.0
     """How many times as long as its text a streamed answer is, at least: where cuts are to fall."""
 
     def __init__(self, id_: str, prompt: str, wish: str = "continue", **sampling: Any) -> None:
@@ -257,6 +257,8 @@ class Completion(ChatByGet):
 
 class TextEvents(_ById):
     """``POST /`` as events, and ``GET /streams/…`` with ``Last-Event-ID``."""
+
+    framing = 2.0
 
     def next(self) -> tuple[str, str, Body | bytes | None, dict[str, str]]:
         accept = {"Accept": "text/event-stream"}

@@ -90,8 +90,12 @@ class Streaming:
         self.stream = Stream()
         self._connection = Connection(server.address, timeout=60)
         self._connection.request("POST", "/v1/responses", {"stream": True, **fields})
-        self._thread = threading.Thread(target=self.stream.read, args=(self._connection,), daemon=True)
+        self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
+
+    def _read(self) -> None:
+        with self._connection:
+            self.stream.read(self._connection)
 
     def begun(self) -> Stream:
         assert self.stream.begun.wait(30)
@@ -101,7 +105,6 @@ class Streaming:
     def finish(self, within: float = 60.0) -> Stream:
         self._thread.join(within)
         assert not self._thread.is_alive()
-        self._connection.close()
         return self.stream
 
 

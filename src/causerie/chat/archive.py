@@ -101,7 +101,7 @@ class Archive:
         self._runner = uuid.uuid4().hex
         self._memory = Memory()
         self._live: dict[tuple[str, str], Live] = {}
-        self._conversations: set[str] = set()
+        self._conversations: set[tuple[str, str]] = set()
         self._sweeping: asyncio.Task[None] | None = None
         self._sweep_timer: asyncio.TimerHandle | None = None
 
@@ -131,13 +131,14 @@ class Archive:
         conversation = wanted.conversation
         if conversation is None:
             return await self._create(owner, wanted, lambda: None)
-        if conversation in self._conversations:
+        key = owner, conversation
+        if key in self._conversations:
             raise _busy(conversation)
-        self._conversations.add(conversation)
+        self._conversations.add(key)
         try:
-            return await self._create(owner, wanted, lambda: self._conversations.discard(conversation))
+            return await self._create(owner, wanted, lambda: self._conversations.discard(key))
         except BaseException:
-            self._conversations.discard(conversation)
+            self._conversations.discard(key)
             raise
 
     async def find(self, owner: str, id_: str) -> Stream:

@@ -37,18 +37,19 @@ def kill_at_random(store: str, prefix: str, chance: random.Random) -> dict[str, 
 
 
 async def see_that_all_is_there(store: Store, reported: dict[str, int]) -> None:
+    assert any(reported.values())
     for id_, least in reported.items():
         found = await store.events("ada", id_)
         assert [number for number, _ in found] == list(range(1, len(found) + 1))
         *kept, last = [event for _, event in found]
         assert isinstance(last, Failed) and isinstance(last.error, Interrupted)
         assert last.error.message == INTERRUPTED
-        assert len(kept) >= least > 0
+        assert len(kept) >= least
         for number, event in enumerate(kept, 1):
             assert isinstance(event, TextDelta) and set(event.parts[0].text.split()) == {str(number)}
         ended = await store.response("ada", id_)
         assert ended is not None and ended.outcome is not None
         assert (ended.outcome.status, ended.outcome.text) == (Status.FAILED, text_of(kept))
-        answer = Item(f"out_{id_}", "assistant", text_of(kept), "incomplete")
-        assert (await store.items("ada", f"c_{id_}")).items[-1] == answer
+        answer = [Item(f"out_{id_}", "assistant", text_of(kept), "incomplete")] if kept else []
+        assert (await store.items("ada", f"c_{id_}")).items[1:] == answer
         await store.begin(record(f"next_{id_}", conversation=f"c_{id_}"))

@@ -10,7 +10,7 @@ OLDEST_TRANSFORMERS := $(shell sed -n 's/.*"transformers>=\([0-9.]*\).*/\1/p' py
 OLDEST_TESTS := $(if $(ARGS),,$(wildcard tests/engines/test_transformers*.py tests/streamers tests/test_streamers*.py))
 
 # System packages that the tests need, by scripts/system_deps' names.
-TEST_SYSTEM_DEPS := venv
+TEST_SYSTEM_DEPS := venv curl redis
 
 export PYTHON
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -79,7 +79,7 @@ $(DEV)/installed: pyproject.toml constraints.txt
 	scripts/system_deps $(TEST_SYSTEM_DEPS)
 	scripts/make_venv $(DEV)
 	$(DEV)/bin/python -m pip install --upgrade 'pip>=25.1'
-	$(DEV)/bin/python -m pip install -c constraints.txt -e '.[transformers,ray]' --group dev
+	$(DEV)/bin/python -m pip install -c constraints.txt -e '.[transformers,ray,redis]' --group dev
 	@pwd > $@
 
 # Sees everything in the development environment except transformers and what that asks for in an older version.

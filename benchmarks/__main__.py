@@ -17,6 +17,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "serve": (),
     "start": ("--install",),
     "prefill": (),
+    "ahead": (),
     "tutorial": (),
     "precision": (),
     "storing": (),

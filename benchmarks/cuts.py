@@ -122,7 +122,7 @@ def report(engine: str, cutter: Cutter, seconds: float) -> str:
     for name, tally in cutter.tallies.items():
         ways = [tally.cuts[way] for way in Way]
         rows.append((name, tally.streams, tally.cuts.total(), *ways, tally.split, len(tally.wrong)))
-    sums = [sum(column) for column in zip(*(row[1:] for row in rows), strict=True)]  # type: ignore[arg-type]
+    sums = [sum(column) for column in zip(*(row[1:] for row in rows), strict=True)]
     headers = ("protocol", "streams", "cuts", *Way, "connections byte by byte", "not exactly right")
     what = "scripted engine" if engine == "scripted" else "default model"
     return f"{what}, {seconds:.0f} s:\n\n" + table(headers, [*rows, ("all", *sums)]) + "\n"

@@ -81,7 +81,8 @@ class Settings(BaseModel):
         default=128,
         ge=32,
         le=65536,
-        description="Longest piece, in tokens, in which a prompt is read before others get their turn.",
+        description="Longest piece, in tokens, in which a prompt is read before others get their turn; twice that for "
+        "what is read ahead while nobody waits.",
     )
     max_tokens: int = Field(default=1024, ge=1, description="Output limit of a request that names none, in tokens.")
     max_output_tokens: int | None = Field(
@@ -96,8 +97,9 @@ class Settings(BaseModel):
     max_frame_bytes: int = Field(default=2**20, ge=1024, description="Largest WebSocket message, in bytes.")
     store: str = Field(
         default="default",
-        description="Where responses and conversations are kept: nothing for a SQLite file in the user's data folder, "
-        "a file's path, :memory: for as long as the server runs, or redis://host:6379/0 for several servers.",
+        description="Where responses and conversations are kept: nothing for a SQLite file in the user's data "
+        "folder, one for each port (and memory for port 0), a file's path, :memory: for as long as the server runs, or "
+        "redis://host:6379/0 for several servers.",
     )
     store_max_age: float = Field(
         default=30 * 86400.0, gt=0, description="Seconds after which a kept response or conversation is removed."
@@ -108,7 +110,17 @@ class Settings(BaseModel):
         le=4096,
         description="Size of the store, in GiB; past it, the oldest responses and conversations are removed.",
     )
-    body_timeout: float = Field(default=30.0, gt=0, description="Seconds for a request's body to arrive.")
+    max_typed_characters: int = Field(
+        default=2**20, ge=1, description="Longest text, in characters, that is read ahead while it is being typed."
+    )
+    body_timeout: float = Field(
+        default=30.0,
+        gt=0,
+        description="Seconds for a request's body to arrive; of a text body that streams in: its longest silence.",
+    )
+    streamed_body_timeout: float = Field(
+        default=900.0, gt=0, description="Seconds for the whole of a text body that streams in (POST or PUT /)."
+    )
     send_timeout: float = Field(
         default=60.0, gt=0, description="Seconds a client may take no byte of its answer before it is cut off."
     )

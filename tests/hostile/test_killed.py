@@ -54,8 +54,8 @@ def test_what_a_client_was_told_survives_kill_9(tmp_path: Path, turn: int) -> No
         had = [stream.finish() for stream in streams]
         assert all(not stream.ended and not stream.whole for stream in had)
     with serve_process(*store) as server:
-        for stream in had:
-            check_interrupted(server, stream)
+        for one in had:
+            check_interrupted(server, one)
         assert ask(server, "GET", f"/v1/responses/{background['id']}").json()["status"] == "failed"
         check_conversation(server, talk, had[-1])
 

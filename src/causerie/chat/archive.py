@@ -16,7 +16,9 @@ from typing import NamedTuple, Protocol
 
 from causerie.chat.journal import Journal, Recording
 from causerie.chat.log import EventReader, Numbered, ResponseLog
+from causerie.chat.memory import Memory
 from causerie.chat.records import Item, ResponseRecord, Status
+from causerie.chat.response import Turn
 from causerie.chat.service import ChatService
 from causerie.chat.store import Retention, Store
 from causerie.chat.stored_reader import Kept
@@ -97,6 +99,7 @@ class Archive:
         self._retention = retention
         self._journal = Journal(store)
         self._runner = uuid.uuid4().hex
+        self._memory = Memory()
         self._live: dict[tuple[str, str], Live] = {}
         self._conversations: set[tuple[str, str]] = set()
         self._sweeping: asyncio.Task[None] | None = None
@@ -169,6 +172,7 @@ class Archive:
         await self._stop(owner, id_)
         if self.store.shared:
             await self.cancel(owner, id_)
+        self._memory.forget(id_)
         if not await self.store.delete_response(owner, id_):
             raise _no_response(id_)
         self._live.pop((owner, id_), None)
@@ -190,12 +194,17 @@ class Archive:
         if not wanted.store:
             return Live(record, await self._service.create(request))
 
+        place = wanted.conversation or wanted.previous
+        turn = Turn(self._memory.find(place), continues=bool(history))
+
         def closed() -> None:
             self._live.pop((owner, id_), None)
+            if turn.after is not None:
+                self._memory.keep(wanted.conversation or id_, turn.after)
             on_closed()
 
         recording = self._journal.record(record, closed)
-        live = Live(record, await self._service.create(request, recording))
+        live = Live(record, await self._service.create(request, recording, turn))
         await self._begin(live, recording, history)
         return live
 

@@ -14,21 +14,23 @@ from causerie.engines.base import EndReason, Engine, Update
 
 
 class Reading:
-    """One prompt on its way into the cache: its first ``until`` tokens."""
+    """One prompt on its way into the cache: its first ``until`` tokens, ``piece`` at a time."""
 
-    __slots__ = ("_all_found", "_cached", "done", "end", "ids", "on_progress", "on_ready", "sequence", "until")
+    __slots__ = ("_all_found", "_cached", "done", "end", "ids", "on_progress", "on_ready", "piece", "sequence", "until")
 
     def __init__(
         self,
         ids: Sequence[int],
         until: int,
         done: int,
+        piece: int,
         on_progress: Callable[[int], None],
         on_ready: Callable[[Update | None], None],
     ) -> None:
         self.ids = ids
         self.until = until
         self.done = done
+        self.piece = piece
         self.on_progress = on_progress
         self.on_ready = on_ready
         self.sequence: int | None = None
@@ -52,15 +54,26 @@ class Reading:
 
 
 class PromptReader:
-    """Takes turns between the prompts that are being read. Runs on the event loop; ``update`` is fed by the service."""
+    """Takes turns between the prompts that are being read. Runs on the event loop; ``update`` is fed by the service.
 
-    def __init__(self, engine: Engine, *, piece: int, next_sequence: Callable[[], int]) -> None:
+    ``ahead`` gives a piece of something that nobody waits for yet, if there is one; see ``wake``.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        piece: int,
+        next_sequence: Callable[[], int],
+        ahead: Callable[[], Reading | None] = lambda: None,
+    ) -> None:
         block = engine.info.prefix_block
         self._engine = engine
         self._block = block
         # A cache keeps whole blocks only, so a piece that ended inside one would be read again.
         self._piece = max(block, piece // block * block) if block else 0
         self._next_sequence = next_sequence
+        self._ahead = ahead
         self._turns: deque[Reading] = deque()
         self._in_flight: Reading | None = None
 
@@ -85,20 +98,24 @@ class PromptReader:
         known = min(self._engine.cached(ids), until)
         if until - known <= 0 or (not whole and len(ids) - known <= self._piece):
             return None
-        reading = Reading(ids, until, known, on_progress, on_ready)
+        reading = Reading(ids, until, known, self._piece, on_progress, on_ready)
         self._turns.append(reading)
         self._next_piece()
         return reading
 
     def cancel(self, reading: Reading, on_stopped: Callable[[], None]) -> None:
-        """Read no more of it. Its callbacks are not called any more; ``on_stopped`` is, once the engine is done."""
+        """Read no more of it. Its callbacks are not called any more; ``on_stopped`` is, once the engine is done.
+
+        Only for one whose ``on_ready`` was not called.
+        """
         if reading in self._turns:
             self._turns.remove(reading)
             on_stopped()
-        elif reading is self._in_flight and reading.sequence is not None:
-            reading.on_progress = lambda _: None
-            reading.on_ready = lambda _: on_stopped()
-            reading.until = 0
+            return
+        reading.on_progress = lambda _: None
+        reading.on_ready = lambda _: on_stopped()
+        reading.until = 0
+        if reading.sequence is not None:
             self._engine.cancel(reading.sequence)
 
     def update(self, update: Update) -> bool:
@@ -112,7 +129,7 @@ class PromptReader:
         reading.sequence = None
         if update.ended is EndReason.PREFILLED:
             reading.found(update.cached_tokens)
-            reading.done = min(reading.done + self._piece, max(reading.until, reading.done))
+            reading.done = min(reading.done + reading.piece, max(reading.until, reading.done))
             reading.on_progress(reading.done)
             if reading.done < reading.until:
                 self._turns.append(reading)
@@ -123,9 +140,15 @@ class PromptReader:
         self._next_piece()
         return True
 
+    def wake(self) -> None:
+        """Where no piece is in flight and none is waiting, take one that is read ahead."""
+        if self._in_flight is None and not self._turns and (reading := self._ahead()) is not None:
+            self._turns.append(reading)
+            self._next_piece()
+
     def _next_piece(self) -> None:
         if self._in_flight is None and self._turns:
             reading = self._in_flight = self._turns.popleft()
             reading.sequence = self._next_sequence()
-            reading.end = min(reading.done + self._piece, reading.until)
+            reading.end = min(reading.done + reading.piece, reading.until)
             self._engine.prefill(reading.sequence, reading.ids[: reading.end])

@@ -11,11 +11,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from causerie.chat.archive import Archive
 from causerie.chat.service import ChatService
-from causerie.errors import CauserieError, InvalidRequest, RequestTimeout, RequestTooLarge
+from causerie.errors import CauserieError
 from causerie.web.access import Access
 from causerie.web.chatbot import Chatbot
 from causerie.web.conversations import Conversations
-from causerie.web.errors import InvalidKey, UnknownHost, error_response, routing_error
+from causerie.web.errors import ForeignOrigin, InvalidKey, UnknownHost, error_response, routing_error
 from causerie.web.openai import Completions, Models
 from causerie.web.ops import Health, MetricsPage, Ready, Welcome
 from causerie.web.requests import ClientGone, discard_body, request_id
@@ -60,7 +60,7 @@ class App:
         chat, text = Completions(service, "chat", parse_chat), Completions(service, "text", parse_completion)
         self._router = Router(
             [
-                Route("/", textbot, methods=["POST"]),
+                Route("/", textbot, methods=["POST", "PUT"]),
                 Route("/", Welcome(service), methods=["GET"]),
                 WebSocketRoute("/", self._chatbot),
                 Route("/streams/{id:path}", Endpoint(textbot.read_again), methods=["GET"]),
@@ -111,10 +111,11 @@ class App:
         except HTTPException as error:
             described = routing_error(error, scope.get("method", "WebSocket"), scope["path"])
             await error_response(described, id_)(scope, receive, send)
-        except (RequestTooLarge, RequestTimeout, InvalidKey) as error:
-            await _refuse_body(error, id_, scope, receive, send)
         except CauserieError as error:
-            await error_response(error, id_)(scope, receive, send)
+            if scope["state"].get("body_open") or isinstance(error, InvalidKey):
+                await _refuse_body(error, id_, scope, receive, send)
+            else:
+                await error_response(error, id_)(scope, receive, send)
         except Exception:
             logger.exception("request %s failed", id_)
             unexpected = CauserieError("The server failed to answer this request. It is not your request's fault.")
@@ -125,7 +126,8 @@ class App:
         try:
             self._access.check_host(scope)
             scope["state"]["owner"] = self._access.owner_of(scope)
-        except (UnknownHost, InvalidKey) as error:
+            self._access.check_origin(scope)
+        except (UnknownHost, InvalidKey, ForeignOrigin) as error:
             self._rejected(error.code)
             raise
 
@@ -148,9 +150,7 @@ def create_app(
     return App(service, archive, metrics or own, access or Access(service.settings))
 
 
-async def _refuse_body(
-    error: InvalidRequest | RequestTimeout | InvalidKey, id_: str, scope: Scope, receive: Receive, send: Send
-) -> None:
+async def _refuse_body(error: CauserieError, id_: str, scope: Scope, receive: Receive, send: Send) -> None:
     """Answer, then read and drop for a moment what still comes, then close: a reset would swallow the answer."""
     if scope["type"] == "websocket":
         await error_response(error, id_)(scope, receive, send)

@@ -140,7 +140,7 @@ def main() -> None:
     )
     print(table(headers, (sides[True].row("store"), sides[False].row("store: false"))))
     print(f"\nRatio {ratio:.3f}; pairs: median (range) {spread(ratios)}.\n")
-    headers = (
+    columns = (
         "through",
         "turn 1, ms",
         f"turn {TURNS // 2 + 1}",
@@ -149,7 +149,7 @@ def main() -> None:
         "each: median (range)",
         "p90",
     )
-    print(table(headers, turn_rows(turns)))
+    print(table(columns, turn_rows(turns)))
     finish("storing", {"ratio": ratio, "ratios": ratios, "turns": turns})
 
 

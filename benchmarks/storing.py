@@ -140,16 +140,8 @@ def main() -> None:
     )
     print(table(headers, (sides[True].row("store"), sides[False].row("store: false"))))
     print(f"\nRatio {ratio:.3f}; pairs: median (range) {spread(ratios)}.\n")
-    columns = (
-        "through",
-        "turn 1, ms",
-        f"turn {TURNS // 2 + 1}",
-        f"turn {TURNS}",
-        "ratio",
-        "each: median (range)",
-        "p90",
-    )
-    print(table(columns, turn_rows(turns)))
+    names = ("through", "turn 1, ms", f"turn {TURNS // 2 + 1}", f"turn {TURNS}", "ratio", "each: median (range)", "p90")
+    print(table(names, turn_rows(turns)))
     finish("storing", {"ratio": ratio, "ratios": ratios, "turns": turns})
 
 

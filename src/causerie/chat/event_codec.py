@@ -58,8 +58,8 @@ def decode(data: bytes) -> Event:
     raise ValueError(f"unknown event {kind!r}")
 
 
-def usage_list(usage: Usage) -> list[int | None]:
-    return [usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens]
+def usage_list(usage: Usage) -> list[int | str | None]:
+    return [usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens, usage.cache_miss]
 
 
 def error_list(error: CauserieError) -> list[str | None]:

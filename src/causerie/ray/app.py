@@ -57,7 +57,8 @@ class Engine:
     async def __init__(self, settings: dict[str, Any]) -> None:
         chosen = Settings(**settings)
         folder = await asyncio.to_thread(find_model, chosen)
-        engine, self._reason = await asyncio.to_thread(build_engine, chosen, folder)
+        text, _ = await asyncio.to_thread(build_text, folder)
+        engine, self._reason = await asyncio.to_thread(build_engine, chosen, folder, text)
         self._host = EngineHost(engine, prefill_piece=chosen.prefill_piece, is_gone=_is_gone)
         self._name = serve.get_replica_context().replica_id.unique_id
         await self._host.start()

@@ -15,7 +15,7 @@ from causerie.errors import CauserieError, InvalidKey
 from causerie.web.access import Access
 from causerie.web.chatbot import Chatbot
 from causerie.web.conversations import Conversations
-from causerie.web.errors import UnknownHost, error_response, routing_error
+from causerie.web.errors import ForeignOrigin, UnknownHost, error_response, routing_error
 from causerie.web.openai import Completions, Models
 from causerie.web.ops import Health, MetricsPage, Ready, Welcome
 from causerie.web.requests import ClientGone, discard_body, request_id
@@ -127,7 +127,8 @@ class App:
         try:
             self._access.check_host(scope)
             scope["state"]["owner"] = self._access.owner_of(scope)
-        except (UnknownHost, InvalidKey) as error:
+            self._access.check_origin(scope)
+        except (UnknownHost, InvalidKey, ForeignOrigin) as error:
             self._rejected(error.code)
             raise
 

@@ -15,8 +15,10 @@ from starlette.types import Receive, Scope, Send
 
 from causerie.chat.conversation import Conversation
 from causerie.chat.log import ResponseLog
+from causerie.chat.response import Turn
 from causerie.chat.service import ChatService
 from causerie.errors import CauserieError, RequestTooLarge, ShuttingDown
+from causerie.text.turns import Seen
 from causerie.types import CancelCause, Failed, Finished, GenerationRequest, SamplingParams, Started, TextDelta
 from causerie.web.errors import ForeignOrigin, meaning
 from causerie.web.openai import limits_of
@@ -89,6 +91,7 @@ class Session:
         self._closed = False
         self._draining = False
         self._log: ResponseLog | None = None
+        self._seen: Seen | None = None
 
     async def run(self) -> None:
         """Until the client leaves or the socket is closed; leaves nothing running."""
@@ -147,7 +150,8 @@ class Session:
     async def _answer(self, turn: str) -> None:
         prompt = self._conversation.prompt_with(turn)
         request = GenerationRequest(uuid.uuid4().hex, prompt, self._sampling, stop=self._stop)
-        log = self._log = await self._service.create(request)
+        step = Turn(self._seen, continues=bool(self._conversation.messages))
+        log = self._log = await self._service.create(request, turn=step)
         said: list[str] = []
         async with log.reader() as reader:
             async for _, event in reader:
@@ -165,6 +169,7 @@ class Session:
                     if error is not None:
                         raise error
         self._conversation.record(turn, "".join(said))
+        self._seen = step.after
         await self._send_text(self._socket.end_turn())
 
     async def _send_text(self, text: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from types import TracebackType
 from typing import Any, TypeVar, Unpack
 
@@ -27,6 +27,9 @@ class _Loop:
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Wait for it. Whoever is interrupted meanwhile (Ctrl-C) cancels it."""
+        if self._loop.is_closed():
+            work.close()
+            raise RuntimeError("This client is closed.")
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()
@@ -34,12 +37,16 @@ class _Loop:
             future.cancel()
             raise
 
-    def close(self) -> None:
+    def close(self, last: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """After ``last``. Safe to call twice."""
         if not self._loop.is_closed():
-            self.run(self._loop.shutdown_asyncgens())
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
-            self._loop.close()
+            try:
+                self.run(last())
+                self.run(self._loop.shutdown_asyncgens())
+            finally:
+                self._loop.call_soon_threadsafe(self._loop.stop)
+                self._thread.join()
+                self._loop.close()
 
 
 class Client:
@@ -72,8 +79,8 @@ class Client:
         return self._loop.run(self._client.create_conversation(metadata))
 
     def close(self) -> None:
-        self._loop.run(self._client.aclose())
-        self._loop.close()
+        """See ``AsyncClient.aclose``."""
+        self._loop.close(self._client.aclose)
 
     def __enter__(self) -> Client:
         return self

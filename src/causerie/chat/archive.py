@@ -65,6 +65,8 @@ class Live(NamedTuple):
 
     record: ResponseRecord
     log: ResponseLog
+    history: Sequence[Item]
+    """The items that it continues."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,20 +119,22 @@ class Archive:
         await self._journal.settle()
         await self.store.close()
 
-    async def create(self, owner: str, wanted: Wanted) -> Live:
+    async def create(self, owner: str, wanted: Wanted, history: Sequence[Item] | None = None) -> Live:
         """Begin a response. The caller takes a reader at once, and closes it in a ``finally``.
+
+        ``history`` is what a response continues that is not kept here, where the caller knows it.
 
         Raises what ``ChatService.create`` raises; PreviousResponseNotFound, PreviousResponseRunning,
         ConversationNotFound or ConversationBusy; StoreError.
         """
         conversation = wanted.conversation
         if conversation is None:
-            return await self._create(owner, wanted, lambda: None)
+            return await self._create(owner, wanted, history, lambda: None)
         if conversation in self._conversations:
             raise _busy(conversation)
         self._conversations.add(conversation)
         try:
-            return await self._create(owner, wanted, lambda: self._conversations.discard(conversation))
+            return await self._create(owner, wanted, history, lambda: self._conversations.discard(conversation))
         except BaseException:
             self._conversations.discard(conversation)
             raise
@@ -139,7 +143,7 @@ class Archive:
         """Raises ResponseNotFound, StoreError."""
         live = self._live.get((owner, id_))
         if live is not None:
-            record, log = live
+            record, log, _ = live
             return Stream(record, log.history(), log.reader, lambda: log.ended_at)
         found = await self.store.response(owner, id_)
         if found is None:
@@ -169,21 +173,24 @@ class Archive:
         if not await self.store.delete_response(owner, id_):
             raise _no_response(id_)
 
-    async def _create(self, owner: str, wanted: Wanted, on_closed: Callable[[], None]) -> Live:
+    async def _create(
+        self, owner: str, wanted: Wanted, history: Sequence[Item] | None, on_closed: Callable[[], None]
+    ) -> Live:
         id_ = f"resp_{uuid.uuid4().hex}"
-        history = await self._history(owner, wanted)
+        if history is None:
+            history = await self.history(owner, wanted)
         record = self._record(owner, id_, wanted)
         policy = wanted.on_disconnect or OnDisconnect(None if wanted.background else 0.0)
         request = replace(wanted.request(id_, owner, history), on_disconnect=policy)
         if not wanted.store:
-            return Live(record, await self._service.create(request))
+            return Live(record, await self._service.create(request), history)
 
         def closed() -> None:
             self._live.pop((owner, id_), None)
             on_closed()
 
         recording = self._journal.record(record, closed)
-        live = Live(record, await self._service.create(request, recording))
+        live = Live(record, await self._service.create(request, recording), history)
         await self._begin(live, recording, history)
         return live
 
@@ -207,7 +214,8 @@ class Archive:
             live.log.cancel(CancelCause.STOPPED)
             raise _busy(conversation)
 
-    async def _history(self, owner: str, wanted: Wanted) -> list[Item]:
+    async def history(self, owner: str, wanted: Wanted) -> list[Item]:
+        """The items that a response continues. Raises what ``create`` raises for its previous one or conversation."""
         if wanted.conversation is not None:
             if await self.store.conversation(owner, wanted.conversation) is None:
                 raise ConversationNotFound(

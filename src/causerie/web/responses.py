@@ -37,7 +37,7 @@ class Responses:
         if call.on_disconnect is None and not call.background:
             call = replace(call, on_disconnect=wanted_on_disconnect(scope, None))
         live = await self._archive.create(owner_of(scope), call)
-        record, log = live
+        record, log, _ = live
         if call.stream:
             logprobs = None if call.sampling.logprobs is None else self._service.text
             events = ResponseEvents(record, ended=lambda: log.ended_at, logprobs=logprobs)
@@ -107,7 +107,7 @@ class _Stream:
 
 async def _read_to_end(live: Live, receive: Receive) -> ResponseRecord:
     """The record with its outcome. Raises the response's error, or ClientGone."""
-    record, log = live
+    record, log, _ = live
     reader = log.reader()
     gone = asyncio.create_task(leave_with_client(receive, reader))
     try:

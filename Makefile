@@ -10,7 +10,7 @@ OLDEST_TRANSFORMERS := $(shell sed -n 's/.*"transformers>=\([0-9.]*\).*/\1/p' py
 OLDEST_TESTS := $(if $(ARGS),,$(wildcard tests/engines/test_transformers*.py tests/streamers tests/test_streamers*.py))
 
 # System packages that the tests need, by scripts/system_deps' names.
-TEST_SYSTEM_DEPS := venv
+TEST_SYSTEM_DEPS := venv curl
 
 export PYTHON
 export PIP_DISABLE_PIP_VERSION_CHECK := 1

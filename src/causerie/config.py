@@ -108,7 +108,17 @@ class Settings(BaseModel):
         le=4096,
         description="Size of the store, in GiB; past it, the oldest responses and conversations are removed.",
     )
-    body_timeout: float = Field(default=30.0, gt=0, description="Seconds for a request's body to arrive.")
+    max_typed_characters: int = Field(
+        default=2**20, ge=1, description="Longest text, in characters, that is read ahead while it is being typed."
+    )
+    body_timeout: float = Field(
+        default=30.0,
+        gt=0,
+        description="Seconds for a request's body to arrive; of a text body that streams in: its longest silence.",
+    )
+    streamed_body_timeout: float = Field(
+        default=900.0, gt=0, description="Seconds for the whole of a text body that streams in (POST or PUT /)."
+    )
     send_timeout: float = Field(
         default=60.0, gt=0, description="Seconds a client may take no byte of its answer before it is cut off."
     )

@@ -293,7 +293,7 @@ def test_template_sent_in_any_other_place_is_refused_or_text(steady: Served) -> 
 
 ROUTES = {
     "GET /nothing": ("GET", "/nothing", 404),
-    "PUT /": ("PUT", "/", 405),
+    "DELETE /": ("DELETE", "/", 405),
     "GET chat": ("GET", CHAT, 405),
     "POST models": ("POST", "/v1/models", 405),
     "DELETE model": ("DELETE", "/v1/models/default", 405),

@@ -207,7 +207,7 @@ async def test_invalid_request_id_is_replaced() -> None:
     [
         ("GET", "/nope", 404),
         ("GET", CHAT, 405),
-        ("PUT", "/", 405),
+        ("DELETE", "/", 405),
         ("POST", "/v1/models", 405),
         ("GET", "/v1/models/nope", 404),
         ("POST", CHAT, 400),

@@ -92,7 +92,7 @@ async def test_a_response_is_found_again_with_what_it_was_asked() -> None:
         found = await client.responses.retrieve(made.id)
         assert found == made
         items = await client.responses.input_items.list(made.id)
-        assert [item.content[0].text for item in items.data] == ["What is that?"]  # type: ignore[union-attr]
+        assert [item.content[0].text for item in items.data] == ["What is that?"]  # type: ignore[union-attr,index]
         await client.responses.delete(made.id)
         with pytest.raises(openai.NotFoundError):
             await client.responses.retrieve(made.id)

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from typing import TypeVar
 
 from causerie.chat.conversation import without_oldest_turn
 from causerie.config import Settings
 from causerie.engines.base import EngineInfo
 from causerie.errors import ContextLengthExceeded, InvalidRequest, UnsupportedParameter
+from causerie.text.growing import Settled
 from causerie.text.model import TextModel
 from causerie.types import ChatPrompt, GenerationRequest, Prompt, SamplingParams, TextPrompt
+
+ENCODE_INLINE = 4096
+"""Prompts of fewer characters are encoded on the event loop: handing them to a thread costs more."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +35,7 @@ class Intake:
         self._text = text
         self._info = info
         self._max_output_tokens = settings.max_output_tokens
+        self._default_max_tokens = settings.max_tokens
 
     def check(self, request: GenerationRequest) -> None:
         """Raises UnsupportedParameter or InvalidRequest for what can be told without the prompt."""
@@ -65,16 +74,43 @@ class Intake:
             raise
 
     def _encode(self, request: GenerationRequest) -> Encoded:
-        prompt, window = request.prompt, self._info.context_window
-        if not isinstance(prompt, ChatPrompt) or prompt.overflow == "error":
-            return Encoded(self._text.encode(prompt, limit=window))
-        reserve = min(request.sampling.max_tokens, window // 4)
+        prompt = request.prompt
+        if not isinstance(prompt, ChatPrompt):
+            return Encoded(self._text.encode(prompt, limit=self._info.context_window))
+
+        def encode(shorter: ChatPrompt, limit: int) -> Encoded:
+            dropped = len(prompt.messages) - len(shorter.messages)
+            return Encoded(self._text.encode(shorter, limit=limit), dropped)
+
+        return self._fitting(prompt, request.sampling.max_tokens, encode)
+
+    def settled(self, prompt: ChatPrompt | TextPrompt, before: Settled | None) -> Settled | None:
+        """The ids that ``prompt`` begins with however its text goes on (``TextModel.settled``).
+
+        None where that text is nothing that ``encode`` would take.
+        """
+        window = self._info.context_window
+        try:
+            if isinstance(prompt, TextPrompt):
+                return self._text.settled(prompt, before, limit=window)
+            return self._fitting(
+                prompt,
+                self._default_max_tokens,
+                lambda fitting, limit: self._text.settled(fitting, before, limit=limit),
+            )
+        except InvalidRequest:
+            return None
+
+    def _fitting(self, prompt: ChatPrompt, max_tokens: int, encode: Callable[[ChatPrompt, int], T]) -> T:
+        window = self._info.context_window
+        if prompt.overflow == "error":
+            return encode(prompt, window)
+        reserve = min(max_tokens, window // 4)
         messages = prompt.messages
         while True:
             shorter = without_oldest_turn(messages)
             try:
-                ids = self._text.encode(ChatPrompt(messages), limit=window if shorter is None else window - reserve)
-                return Encoded(ids, len(prompt.messages) - len(messages))
+                return encode(replace(prompt, messages=messages), window if shorter is None else window - reserve)
             except ContextLengthExceeded:
                 if shorter is None:
                     raise

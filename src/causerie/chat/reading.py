@@ -52,15 +52,26 @@ class Reading:
 
 
 class PromptReader:
-    """Takes turns between the prompts that are being read. Runs on the event loop; ``update`` is fed by the service."""
+    """Takes turns between the prompts that are being read. Runs on the event loop; ``update`` is fed by the service.
 
-    def __init__(self, engine: Engine, *, piece: int, next_sequence: Callable[[], int]) -> None:
+    ``ahead`` gives a piece of something that nobody waits for yet, if there is one; see ``wake``.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        piece: int,
+        next_sequence: Callable[[], int],
+        ahead: Callable[[], Reading | None] = lambda: None,
+    ) -> None:
         block = engine.info.prefix_block
         self._engine = engine
         self._block = block
         # A cache keeps whole blocks only, so a piece that ended inside one would be read again.
         self._piece = max(block, piece // block * block) if block else 0
         self._next_sequence = next_sequence
+        self._ahead = ahead
         self._turns: deque[Reading] = deque()
         self._in_flight: Reading | None = None
 
@@ -91,14 +102,18 @@ class PromptReader:
         return reading
 
     def cancel(self, reading: Reading, on_stopped: Callable[[], None]) -> None:
-        """Read no more of it. Its callbacks are not called any more; ``on_stopped`` is, once the engine is done."""
+        """Read no more of it. Its callbacks are not called any more; ``on_stopped`` is, once the engine is done.
+
+        Only for one whose ``on_ready`` was not called.
+        """
         if reading in self._turns:
             self._turns.remove(reading)
             on_stopped()
-        elif reading is self._in_flight and reading.sequence is not None:
-            reading.on_progress = lambda _: None
-            reading.on_ready = lambda _: on_stopped()
-            reading.until = 0
+            return
+        reading.on_progress = lambda _: None
+        reading.on_ready = lambda _: on_stopped()
+        reading.until = 0
+        if reading.sequence is not None:
             self._engine.cancel(reading.sequence)
 
     def update(self, update: Update) -> bool:
@@ -122,6 +137,12 @@ class PromptReader:
         reading.on_ready(None if update.ended is EndReason.PREFILLED else update)
         self._next_piece()
         return True
+
+    def wake(self) -> None:
+        """Where no piece is in flight and none is waiting, take one that is read ahead."""
+        if self._in_flight is None and not self._turns and (reading := self._ahead()) is not None:
+            self._turns.append(reading)
+            self._next_piece()
 
     def _next_piece(self) -> None:
         if self._in_flight is None and self._turns:

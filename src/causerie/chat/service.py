@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from causerie.chat.admission import Admission, Ticket
+from causerie.chat.ahead import BESIDE_STREAMS, OnPrefilled, OpenPrompt, ReadAhead, Spare, Typing
 from causerie.chat.choice import Choice
-from causerie.chat.intake import Encoded, Intake, characters
+from causerie.chat.intake import ENCODE_INLINE, Encoded, Intake, characters
 from causerie.chat.log import Recorder, ResponseLog
 from causerie.chat.metrics import Metrics
-from causerie.chat.reading import PromptReader
 from causerie.chat.response import Response
 from causerie.chat.streams import Streams
 from causerie.config import Settings
@@ -33,9 +33,6 @@ from causerie.text.model import TextModel
 from causerie.types import CancelCause, GenerationRequest, SamplingParams, TextPrompt
 
 logger = logging.getLogger("causerie.chat")
-
-_ENCODE_INLINE = 4096
-"""Prompts of fewer characters are encoded on the loop: handing them to a thread costs more."""
 
 
 class ChatService:
@@ -52,7 +49,6 @@ class ChatService:
         """Why it is this engine, for whoever starts the server."""
         self.settings = settings
         self.metrics = Metrics()
-        self.reader = PromptReader(engine, piece=settings.prefill_piece, next_sequence=self._next_sequence)
         self._numbers = itertools.count(1)
         self._admission = Admission(
             max_sequences=min(settings.max_batch_size, info.max_sequences),
@@ -66,6 +62,10 @@ class ChatService:
         self._lingering: dict[ResponseLog, None] = {}
         self._intake = Intake(text, info, settings)
         self._encoders = ThreadPoolExecutor(2, thread_name_prefix="causerie-encode")
+        self._ahead = ReadAhead(
+            engine, self._intake, self._encoders, settings, next_sequence=self._next_sequence, spare=self._spare
+        )
+        self.reader = self._ahead.reader
         self._loop: asyncio.AbstractEventLoop | None = None
         self._idle: asyncio.Future[None] | None = None
         self._probe: tuple[int, asyncio.Future[None]] | None = None
@@ -112,6 +112,7 @@ class ChatService:
         """End what still runs, then the engine. Safe to call twice, and without ``start``."""
         self._draining = True
         self._admission.close()
+        self._ahead.close()
         self._fail_all()
         self.streams.close()
         await asyncio.to_thread(self.engine.stop)
@@ -178,6 +179,18 @@ class ChatService:
         self.metrics.submitted()
         return log
 
+    def typing(
+        self, prompt: OpenPrompt, *, limit: int | None = None, on_prefilled: OnPrefilled | None = None
+    ) -> Typing:
+        """A buffer for a prompt that is still being written, which the engine reads ahead when it can.
+
+        ``prompt`` is what there is of it already: the conversation with the message that is being written as its
+        last, or plain text. ``limit`` bounds its characters (default: ``max_typed_characters``). ``on_prefilled`` is
+        told of the reading's progress. Nothing is admitted: the committed prompt is for ``create``.
+        """
+        limit = self.settings.max_typed_characters if limit is None else limit
+        return Typing(self._ahead, prompt, limit=limit, on_prefilled=on_prefilled)
+
     async def check_decode(self, timeout: float) -> bool:
         """Whether the engine decodes within ``timeout`` seconds: for anybody, or a fixed prompt past the queue."""
         if not self._started or self._loop is None:
@@ -223,8 +236,17 @@ class ChatService:
         self._responses[key] = None
         return ticket
 
+    def _spare(self) -> Spare | None:
+        """What reading ahead may take: nothing while anybody waits for a turn or for a first token."""
+        waits = self._admission.waiting or any(choice.last_time is None for _, choice in self._sequences.values())
+        if waits or not self.ready:
+            return None
+        piece = min(self.settings.prefill_piece, BESIDE_STREAMS) if self._sequences else self.settings.prefill_piece
+        return Spare(piece, self._admission.kv_tokens - self._admission.kv_tokens_reserved)
+
     def _forget(self, key: tuple[str, str]) -> None:
         self._responses.pop(key, None)
+        self._ahead.go_on()
         if self._idle is not None and not self._responses and not self._idle.done():
             self._idle.set_result(None)
 
@@ -240,14 +262,14 @@ class ChatService:
                 response.fail(ShuttingDown("The server shut down before this answer was finished.", retry_after=5))
 
     async def _encode(self, request: GenerationRequest, ticket: Ticket) -> Encoded:
-        if characters(request.prompt) < _ENCODE_INLINE:
+        if characters(request.prompt) < ENCODE_INLINE:
             return self._intake.encode(request)
         future = asyncio.get_running_loop().run_in_executor(self._encoders, self._intake.encode, request)
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
             # The thread cannot be stopped; releasing the place before would let a hasty client pile threads up.
-            future.add_done_callback(lambda done: _release_after(done, ticket))
+            future.add_done_callback(lambda done: self._release_after(done, ticket))
             raise
 
     def _deliver(self, updates: Sequence[Update]) -> None:
@@ -277,6 +299,7 @@ class ChatService:
         for response in touched:
             with response.contained():
                 response.flush()
+        self._ahead.go_on()
 
     def _on_other(self, update: Update) -> None:
         if self._probe is not None and self._probe[0] == update.sequence:
@@ -285,8 +308,8 @@ class ChatService:
         else:
             self.reader.update(update)
 
-
-def _release_after(encoding: asyncio.Future[Encoded], ticket: Ticket) -> None:
-    ticket.release()
-    if not encoding.cancelled():
-        encoding.exception()  # Looked at, so that asyncio does not complain: nobody waits for it any more.
+    def _release_after(self, encoding: asyncio.Future[Encoded], ticket: Ticket) -> None:
+        ticket.release()
+        self._ahead.go_on()
+        if not encoding.cancelled():
+            encoding.exception()  # Looked at, so that asyncio does not complain: nobody waits for it any more.

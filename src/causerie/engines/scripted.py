@@ -105,7 +105,9 @@ class ScriptedEngine(SteppingEngine):
 
     def cached(self, prompt: Sequence[int]) -> int:
         block = self._info.prefix_block
-        whole = (len(prompt) - 1) // block * block if block else 0
+        if not block:
+            return 0
+        whole = (len(prompt) - 1) // block * block
         return next((end for end in range(whole, 0, -block) if tuple(prompt[:end]) in self._prefixes), 0)
 
     def stop(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 
@@ -13,10 +14,11 @@ from tokenizers.models import BPE
 from causerie.errors import ContextLengthExceeded, InvalidRequest
 from causerie.text.detokenizer import BYTE_CHARACTERS, Detokenization, Detokenizer
 from causerie.text.files import TextFiles, read_text_files
+from causerie.text.growing import Settled, common_head, is_separable, last_boundary
 from causerie.text.template import ChatTemplate
-from causerie.text.tokenizer import ControlTokenizer
+from causerie.text.tokenizer import ControlSpan, ControlTokenizer
 from causerie.text.turns import ChatEncoding, Rendered, Seen, agreeing
-from causerie.text.veil import Guard
+from causerie.text.veil import Guard, unused_letter
 from causerie.types import ChatPrompt, Message, Prompt, TextPrompt
 
 IM_START, IM_END, END_OF_TEXT = 256, 257, 258
@@ -47,6 +49,7 @@ class TextModel:
         control = eos_token_ids | frozenset(self._bos)
         self._tokenizer = ControlTokenizer(tokenizer, control=control, template=source or "")
         self._guard = Guard(self._tokenizer)
+        self._separable = is_separable(self._tokenizer.encode_plain)
         self._detokenization = Detokenization(tokenizer, silent=eos_token_ids)
 
     @classmethod
@@ -141,6 +144,72 @@ class TextModel:
             (*encoding.ids, *ids),
         )
 
+    def settled(
+        self, prompt: ChatPrompt | TextPrompt, before: Settled | None = None, *, limit: int | None = None
+    ) -> Settled:
+        """The ids that ``prompt`` begins with however its text, in a conversation the last message's, goes on.
+
+        Its own last words are not among them: what is written next may change them. ``before`` is what was settled
+        when the text was shorter; where tokenizer and template allow, only what is new since is encoded. A template
+        that rewrites a message by what comes later in it (none of the usual do) can make this wrong; ``encode`` is
+        what a prompt's ids are.
+
+        Raises what ``encode`` raises, ContextLengthExceeded only where the settled ids alone are more than ``limit``.
+        """
+        if isinstance(prompt, TextPrompt):
+            _check_unicode(prompt.text, "prompt")
+            cut = last_boundary(prompt.text)
+            return self._settle(prompt.text[:cut], (), before, limit, self._bos, resumable=cut > 0)
+        *earlier, last = prompt.messages
+        for message in prompt.messages:
+            _check_message(message)
+        content = last.content[: last_boundary(last.content)]
+        if self._template is None:
+            ids = self._encode_turns(earlier, limit) if earlier else []
+            left = None if limit is None else max(0, limit - len(ids))
+            return Settled(ids + list(self._settle(content, (), None, left, [], resumable=False).ids))
+        mark = unused_letter([text for each in prompt.messages for text in (each.content, each.role, each.name or "")])
+        messages = (*earlier, replace(last, content=content + mark))
+        veil = self._guard.veil(messages)
+        written = self._template.render(messages if veil is None else veil.cover(messages))
+        head, found, _ = written.partition(mark)
+        if not found:
+            return Settled([])
+        head = head if content else self._before_content(head)
+        text, own = (head, None) if veil is None else (veil.lift(head), list(self._tokenizer.spans(head)))
+        return self._settle(text, own, before, limit, [], resumable=bool(content))
+
+    def _before_content(self, head: str) -> str:
+        """What stays of a template's text before a content that is not known: its last word may go on in that."""
+        stripped = head.rstrip()
+        ends = (span.end == len(head) for span in self._tokenizer.spans(head))
+        return stripped if stripped != head or any(ends) else head[: last_boundary(head)]
+
+    def _settle(
+        self,
+        text: str,
+        own: Sequence[ControlSpan] | None,
+        before: Settled | None,
+        limit: int | None,
+        bos: list[int],
+        *,
+        resumable: bool,
+    ) -> Settled:
+        """``own`` are the control tokens that ``text`` has by right; None if it has all that it spells."""
+        ids, start = bos, 0
+        if self._separable and before is not None and before.text is not None and text.startswith(before.text):
+            ids, start = list(before.ids), len(before.text)
+        left = None if limit is None else max(0, limit - len(ids))
+
+        def encode(rest: str) -> list[int]:
+            if own is None:
+                return self._tokenizer.encode(rest, left)
+            spans = [ControlSpan(span.id, span.start - start, span.end - start) for span in own if span.start >= start]
+            return self._tokenizer.encode_plain(rest, spans, left)
+
+        new = encode(text[start:]) if self._separable else common_head(encode, text)
+        return Settled(ids + new, text if resumable and self._separable else None)
+
     def detokenizer(self) -> Detokenizer:
         """A new one; each sequence needs its own."""
         return self._detokenization.start()
@@ -163,8 +232,7 @@ class TextModel:
         if not messages:
             raise InvalidRequest("There are no messages: give at least one.", param="messages")
         for message in messages:
-            for text in (message.role, message.content, message.name or ""):
-                _check_unicode(text, "messages")
+            _check_message(message)
         if self._template is None:
             return Rendered("", ())
         written = self._template.render(messages)
@@ -254,6 +322,11 @@ def _end_of_turn(tokenizer: Tokenizer, special_tokens: Mapping[str, str], eos_to
     """The one of the ids that end an answer which the tokenizer calls its end-of-text token."""
     named = tokenizer.token_to_id(special_tokens.get("eos_token", ""))
     return named if named in eos_token_ids else min(eos_token_ids, default=None)
+
+
+def _check_message(message: Message) -> None:
+    for text in (message.role, message.content, message.name or ""):
+        _check_unicode(text, "messages")
 
 
 def _check_turn(message: Message) -> None:

@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from causerie.chat.archive import Archive
 from causerie.chat.service import ChatService
-from causerie.errors import CauserieError, InvalidRequest, RequestTimeout, RequestTooLarge
+from causerie.errors import CauserieError
 from causerie.web.access import Access
 from causerie.web.chatbot import Chatbot
 from causerie.web.conversations import Conversations
@@ -60,7 +60,7 @@ class App:
         chat, text = Completions(service, "chat", parse_chat), Completions(service, "text", parse_completion)
         self._router = Router(
             [
-                Route("/", textbot, methods=["POST"]),
+                Route("/", textbot, methods=["POST", "PUT"]),
                 Route("/", Welcome(service), methods=["GET"]),
                 WebSocketRoute("/", self._chatbot),
                 Route("/streams/{id:path}", Endpoint(textbot.read_again), methods=["GET"]),
@@ -111,10 +111,11 @@ class App:
         except HTTPException as error:
             described = routing_error(error, scope.get("method", "WebSocket"), scope["path"])
             await error_response(described, id_)(scope, receive, send)
-        except (RequestTooLarge, RequestTimeout, InvalidKey) as error:
-            await _refuse_body(error, id_, scope, receive, send)
         except CauserieError as error:
-            await error_response(error, id_)(scope, receive, send)
+            if scope["state"].get("body_open") or isinstance(error, InvalidKey):
+                await _refuse_body(error, id_, scope, receive, send)
+            else:
+                await error_response(error, id_)(scope, receive, send)
         except Exception:
             logger.exception("request %s failed", id_)
             unexpected = CauserieError("The server failed to answer this request. It is not your request's fault.")
@@ -148,9 +149,7 @@ def create_app(
     return App(service, archive, metrics or own, access or Access(service.settings))
 
 
-async def _refuse_body(
-    error: InvalidRequest | RequestTimeout | InvalidKey, id_: str, scope: Scope, receive: Receive, send: Send
-) -> None:
+async def _refuse_body(error: CauserieError, id_: str, scope: Scope, receive: Receive, send: Send) -> None:
     """Answer, then read and drop for a moment what still comes, then close: a reset would swallow the answer."""
     if scope["type"] == "websocket":
         await error_response(error, id_)(scope, receive, send)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 import uuid
+from collections.abc import AsyncIterator
 
 import orjson
 from starlette.responses import Response
@@ -77,31 +79,74 @@ def same_origin(scope: Scope) -> bool:
 
 
 async def read_body(scope: Scope, receive: Receive, settings: Settings) -> bytes:
-    """The whole body. Raises RequestTooLarge before it is buffered, RequestTimeout, ClientGone.
+    """The whole body; see ``Body.read``."""
+    return await Body(scope, receive, settings).read()
 
-    Half a body is never returned.
+
+class Body:
+    """A request's body within its limits of size and time. Half a body never passes for a whole one.
+
+    Read it whole, or iterate over its pieces as they arrive. Raises RequestTooLarge before more is buffered,
+    RequestTimeout, ClientGone. ``state["body_open"]`` of the scope says whether there is more to come.
     """
-    limit = settings.max_body_bytes
-    error = RequestTooLarge(f"The body is larger than {limit} bytes, the most that this server takes.")
-    length = header(scope, b"content-length")
-    if length is not None and length.isdigit() and (len(length) > 18 or int(length) > limit):
-        raise error
-    pieces: list[bytes] = []
-    size = 0
-    try:
-        async with asyncio.timeout(settings.body_timeout):
-            while True:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise ClientGone
-                size += len(message.get("body", b""))
-                if size > limit:
-                    raise error
-                pieces.append(message.get("body", b""))
-                if not message.get("more_body", False):
-                    return b"".join(pieces)
-    except TimeoutError:
-        raise RequestTimeout(f"The rest of the body did not arrive within {settings.body_timeout:g} seconds.") from None
+
+    def __init__(self, scope: Scope, receive: Receive, settings: Settings) -> None:
+        self._state = scope["state"]
+        self._receive = receive
+        self._settings = settings
+        self._size = 0
+        self._begun = time.monotonic()
+        self._state["body_open"] = True
+        length = header(scope, b"content-length")
+        if length is not None and length.isdigit() and (len(length) > 18 or int(length) > settings.max_body_bytes):
+            raise self._too_large()
+
+    @property
+    def ended(self) -> bool:
+        return not self._state["body_open"]
+
+    async def read(self) -> bytes:
+        """All of it, within ``body_timeout`` seconds."""
+        pieces: list[bytes] = []
+        try:
+            async with asyncio.timeout(self._settings.body_timeout):
+                while not self.ended:
+                    pieces.append(await self._next())
+        except TimeoutError:
+            seconds = self._settings.body_timeout
+            raise RequestTimeout(f"The rest of the body did not arrive within {seconds:g} seconds.") from None
+        return b"".join(pieces)
+
+    async def next_piece(self) -> bytes:
+        """What has arrived, within ``body_timeout`` seconds, and ``streamed_body_timeout`` for all of them."""
+        silence, whole = self._settings.body_timeout, self._settings.streamed_body_timeout
+        left = self._begun + whole - time.monotonic()
+        try:
+            async with asyncio.timeout(min(silence, left)):
+                return await self._next()
+        except TimeoutError:
+            if silence < left:
+                raise RequestTimeout(f"Nothing more of the body arrived for {silence:g} seconds.") from None
+            raise RequestTimeout(f"The body did not end within {whole:g} seconds.") from None
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while not self.ended:
+            yield await self.next_piece()
+
+    async def _next(self) -> bytes:
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        piece: bytes = message.get("body", b"")
+        self._size += len(piece)
+        if self._size > self._settings.max_body_bytes:
+            raise self._too_large()
+        self._state["body_open"] = message.get("more_body", False)
+        return piece
+
+    def _too_large(self) -> RequestTooLarge:
+        limit = self._settings.max_body_bytes
+        return RequestTooLarge(f"The body is larger than {limit} bytes, the most that this server takes.")
 
 
 async def discard_body(receive: Receive, seconds: float) -> None:

@@ -1,7 +1,12 @@
-"""``POST /``: a prompt in, the answer out as plain text, as it comes; and ``GET /streams/{id}`` to read it again."""
+"""``POST /`` and ``PUT /``: a prompt in, the answer out as plain text, as it comes; and reading an answer again.
+
+A body whose length is not known beforehand is one that is still being written, perhaps: it is read ahead as it
+arrives, and the answer begins when it ends.
+"""
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import replace
 
 from starlette.types import Receive, Scope, Send
@@ -12,12 +17,12 @@ from causerie.errors import InvalidRequest
 from causerie.types import Event, Finished, PrefillProgress, Queued, TextDelta
 from causerie.web.errors import error_body
 from causerie.web.openai import EVENT_STREAM_HEADERS, limits_of
-from causerie.web.requests import header, owner_of, read_body
+from causerie.web.requests import Body, header, owner_of
 from causerie.web.streams import StreamedAnswer, check_place, error_of, wanted_on_disconnect
 from causerie.wire import sse
 from causerie.wire.disconnect import START, Place, parse_event_id, parse_place_query
 from causerie.wire.openai import progress_comment
-from causerie.wire.textbot import TextEvents, parse_textbot
+from causerie.wire.textbot import StreamedText, TextCall, TextEvents, parse_streamed, parse_textbot
 
 TEXT_HEADERS = [
     (b"content-type", b"text/plain; charset=utf-8"),
@@ -33,9 +38,7 @@ class Textbot:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         service, request_id = self._service, scope["state"]["request_id"]
-        body = await read_body(scope, receive, service.settings)
-        content_type = (header(scope, b"content-type") or b"").decode("latin-1")
-        call = parse_textbot(scope["query_string"], content_type, body, limits_of(service))
+        call = await self._read(scope, Body(scope, receive, service.settings))
         on_disconnect = wanted_on_disconnect(scope, call.on_disconnect)
         again = header(scope, b"last-event-id")
         if again is not None:
@@ -72,6 +75,21 @@ class Textbot:
             headers = [*TEXT_HEADERS, (b"x-request-id", id_.encode())]
             answer = StreamedAnswer(reader, PlainText(), headers, settings, heartbeat=None)
         await answer(scope, receive, send)
+
+    async def _read(self, scope: Scope, body: Body) -> TextCall:
+        query, limits = scope["query_string"], limits_of(self._service)
+        content_type = (header(scope, b"content-type") or b"").decode("latin-1")
+        if header(scope, b"content-length") is not None:
+            return parse_textbot(query, content_type, await body.read(), limits)
+        first = await body.next_piece()
+        if body.ended:
+            return parse_textbot(query, content_type, first, limits)
+        call, text = parse_streamed(query, content_type, limits), StreamedText()
+        with closing(self._service.typing(call.prompt, limit=self._service.settings.max_body_bytes)) as typing:
+            typing.append(text.feed(first))
+            async for piece in body:
+                typing.append(text.feed(piece, last=body.ended))
+            return replace(call, prompt=await typing.commit())
 
 
 class PlainText:

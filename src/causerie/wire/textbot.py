@@ -1,7 +1,8 @@
-"""Plain text in, plain text out: the query parameters and the body of ``POST /``."""
+"""Plain text in, plain text out: the query parameters and the body of ``POST /`` and ``PUT /``."""
 
 from __future__ import annotations
 
+import codecs
 from dataclasses import dataclass
 
 import orjson
@@ -13,7 +14,6 @@ from causerie.types import (
     GenerationRequest,
     Message,
     OnDisconnect,
-    Prompt,
     SamplingParams,
     TextDelta,
     TextPrompt,
@@ -39,7 +39,7 @@ TEXT_TYPES = ("text/plain", "text/markdown", "application/octet-stream", "applic
 class TextCall:
     """A prompt that was understood, and how to sample."""
 
-    prompt: Prompt
+    prompt: ChatPrompt | TextPrompt
     sampling: SamplingParams
     stop: tuple[str, ...]
     on_disconnect: OnDisconnect | None = None
@@ -55,8 +55,48 @@ def parse_textbot(query: bytes, content_type: str | None, body: bytes, limits: L
     The prompt is one user turn through the model's template; with ``raw=true`` the model continues it bare.
     """
     fields = QueryFields(query_pairs(query))
+    parameter = fields.take("prompt")
+    if parameter is not None and body:
+        raise _both()
+    text = str(parameter) if parameter is not None else _decode(content_type, body)
+    if not text:
+        raise _missing()
+    return _take_call(fields, text, limits)
+
+
+def parse_streamed(query: bytes, content_type: str | None, limits: Limits) -> TextCall:
+    """The same for a body that is still coming: what there is to know before it, with an empty prompt."""
+    fields = QueryFields(query_pairs(query))
+    if fields.take("prompt") is not None:
+        raise _both()
+    _check_type(content_type)
+    return _take_call(fields, "", limits)
+
+
+class StreamedText:
+    """The text of a body that comes in pieces, which end anywhere. Raises InvalidRequest for what is not UTF-8."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
+        self._bytes = 0
+        self._characters = 0
+
+    def feed(self, piece: bytes, *, last: bool = False) -> str:
+        """What ``piece`` adds: whole characters only. Raises InvalidRequest also where ``last`` leaves it empty."""
+        pending = len(self._decoder.getstate()[0])
+        try:
+            text = self._decoder.decode(piece, last)
+        except UnicodeDecodeError as error:
+            raise _not_utf8(self._bytes - pending + error.start) from None
+        self._bytes += len(piece)
+        self._characters += len(text)
+        if last and not self._characters:
+            raise _missing()
+        return text
+
+
+def _take_call(fields: QueryFields, text: str, limits: Limits) -> TextCall:
     raw = fields.boolean("raw")
-    text = _prompt(fields.take("prompt"), content_type, body)
     on_disconnect = take_on_disconnect(fields)
     sampling, stop = _take_all(fields, limits, ("prompt", "raw", "on_disconnect"))
     prompt = TextPrompt(text) if raw else ChatPrompt((Message("user", text),), field="prompt")
@@ -79,16 +119,15 @@ def _take_all(fields: QueryFields, limits: Limits, others: tuple[str, ...]) -> t
     return sampling, stop
 
 
-def _prompt(parameter: object, content_type: str | None, body: bytes) -> str:
-    if parameter is not None and body:
-        raise InvalidRequest("Give the prompt as '?prompt=' or as the body, not as both.", param="prompt")
-    text = str(parameter) if parameter is not None else _decode(content_type, body)
-    if not text:
-        raise InvalidRequest("The prompt is missing: give '?prompt=…' or a text body.", param="prompt")
-    return text
-
-
 def _decode(content_type: str | None, body: bytes) -> str:
+    _check_type(content_type)
+    try:
+        return body.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise _not_utf8(error.start) from None
+
+
+def _check_type(content_type: str | None) -> None:
     type_, _, parameters = (content_type or "").partition(";")
     if type_.strip().lower() not in ("", *TEXT_TYPES):
         raise InvalidRequest(
@@ -100,10 +139,6 @@ def _decode(content_type: str | None, body: bytes) -> str:
         name, _, value = parameter.strip().partition("=")
         if name.lower() == "charset" and value.strip('"').lower() not in ("utf-8", "utf8", "us-ascii"):
             raise InvalidRequest("The body must be UTF-8 text.", param="Content-Type")
-    try:
-        return body.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InvalidRequest(f"The body is not valid UTF-8: see byte {error.start}.", param="prompt") from None
 
 
 class TextEvents:
@@ -126,3 +161,15 @@ class TextEvents:
 
     def failed(self, number: int, error: bytes) -> bytes:
         return self._id + b"%d\nevent: error\n" % number + sse.event(error)
+
+
+def _both() -> InvalidRequest:
+    return InvalidRequest("Give the prompt as '?prompt=' or as the body, not as both.", param="prompt")
+
+
+def _missing() -> InvalidRequest:
+    return InvalidRequest("The prompt is missing: give '?prompt=…' or a text body.", param="prompt")
+
+
+def _not_utf8(place: int) -> InvalidRequest:
+    return InvalidRequest(f"The body is not valid UTF-8: see byte {place}.", param="prompt")

@@ -29,7 +29,7 @@ _KINDS = {dict: "an object", list: "an array", bool: "a boolean", int: "an integ
 
 
 def parse_object(body: bytes | str, what: str = "body") -> dict[str, object]:
-    """A request's body, or what else it is, that must be one JSON object. Raises InvalidRequest, also for nesting past 1,024 levels."""
+    """What a client sent that must be one JSON object. Raises InvalidRequest, also for nesting past 1,024 levels."""
     try:
         value = orjson.loads(body)
     except orjson.JSONDecodeError as error:

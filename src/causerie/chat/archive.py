@@ -151,6 +151,11 @@ class Archive:
         kept = Kept(self.store, owner, id_, await self.store.events(owner, id_))
         return Stream(found, list(kept.events), kept.reader, lambda: kept.ended_at)
 
+    def running(self, owner: str, conversation: str) -> str | None:
+        """The response of the conversation that this process generates now."""
+        live = (each.record for (of, _), each in self._live.items() if of == owner)
+        return next((record.id for record in live if record.conversation == conversation), None)
+
     async def cancel(self, owner: str, id_: str) -> ResponseRecord:
         """Stop it, wherever it is generated, and return it as it then is; one that is over stays as it is."""
         live = self._live.get((owner, id_))

@@ -17,6 +17,7 @@ from causerie.web.access import Access
 from causerie.web.chatbot import Chatbot
 from causerie.web.conversations import Conversations
 from causerie.web.errors import InvalidKey, UnknownHost, error_response, routing_error
+from causerie.web.framed_chat import FramedChat
 from causerie.web.openai import Completions, Models
 from causerie.web.ops import Health, MetricsPage, Ready, Welcome
 from causerie.web.requests import ClientGone, discard_body, request_id
@@ -54,8 +55,8 @@ class App:
     ) -> None:
         self._access = access
         self._rejected = service.metrics.rejected
-        self._chatbot = Chatbot(service)
         self._sockets = ResponseSockets(service, archive)
+        self._chatbot = Chatbot(service, archive, FramedChat(service, archive, self._sockets))
         models = Models(service)
         textbot = Textbot(service)
         responses = Responses(service, archive)

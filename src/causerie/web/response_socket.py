@@ -41,6 +41,11 @@ class ResponseSockets:
         protocol = SUBPROTOCOL if SUBPROTOCOL in scope["subprotocols"] else None
         await self.open(Terms(wanted_on_disconnect(scope, None)), protocol, scope, receive, send)
 
+    def check_open(self) -> None:
+        """Raises ShuttingDown."""
+        if self._draining or not self._service.ready:
+            raise ShuttingDown("The server is not ready, or is shutting down.", retry_after=5)
+
     async def open(
         self,
         terms: Terms,
@@ -53,8 +58,7 @@ class ResponseSockets:
         resumed: Resumed | None = None,
     ) -> None:
         """Accept the socket and serve it to its end. Raises ShuttingDown before that."""
-        if self._draining or not self._service.ready:
-            raise ShuttingDown("The server is not ready, or is shutting down.", retry_after=5)
+        self.check_open()
         session = ResponseSession(self._service, self._archive, terms, scope, receive, send)
         self._sessions.add(session)
         try:

@@ -3,52 +3,96 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing
+from typing import Generic, TypeVar
 
 import pytest
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
+from ray.serve.exceptions import RequestCancelledError
 
 from causerie.engines.base import EndReason, Update
 from causerie.engines.scripted import ScriptedEngine
-from causerie.ray.engine import TRIES, Begun, PooledEngine
-from causerie.ray.replica import EngineHost
+from causerie.ray.engine import TRIES, PooledEngine
+from causerie.ray.replica import EngineHost, Gain
 from causerie.types import SamplingParams
 from tests.support.service import endless, says, until
 
 ASKED = SamplingParams(max_tokens=40, temperature=0.0)
 
 
+Item = TypeVar("Item")
+
+
+class Stream(Generic[Item]):
+    """What Ray Serve has for a streaming call: it runs whether or not it is read, and raises what ended it."""
+
+    def __init__(self, items: AsyncGenerator[Item]) -> None:
+        self._said: asyncio.Queue[Item | BaseException] = asyncio.Queue()
+        self._task = asyncio.create_task(self._run(items))
+
+    async def _run(self, items: AsyncGenerator[Item]) -> None:
+        try:
+            async with aclosing(items):
+                async for item in items:
+                    self._said.put_nowait(item)
+            self._said.put_nowait(StopAsyncIteration())
+        except RayError as error:
+            self._said.put_nowait(error)
+        except asyncio.CancelledError:
+            self._said.put_nowait(RequestCancelledError())
+
+    def __aiter__(self) -> AsyncIterator[Item]:
+        return self
+
+    async def __anext__(self) -> Item:
+        item = await self._said.get()
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+    def cancel(self) -> None:
+        self._task.cancel()
+
+    def break_off(self, error: RayError) -> None:
+        """What is under way is read yet; then comes the error."""
+        self._said.put_nowait(error)
+        self._task.cancel()
+
+
 class Replica:
-    """A host, and how a stream of it fails, if it does."""
+    """A host, and how it is lost, if it is: after so many gains, or the channel alone."""
 
     def __init__(self, name: str, host: EngineHost) -> None:
         self.name = name
         self.host = host
-        self.fails_after: int | None = None
+        self.dies_after: int | None = None
+        self.error: RayError = RayError()
         self.served: list[list[int]] = []
+        self.calls: list[Stream[str]] = []
+        self.channels: list[Stream[list[Gain]]] = []
 
-    async def stream(self, prompt: Sequence[int], sampling: SamplingParams) -> AsyncIterator[Begun | list[Update]]:
-        if self.fails_after == 0:
-            raise RayError
+    async def generate(self, key: int, prompt: Sequence[int], sampling: SamplingParams) -> AsyncGenerator[str]:
+        if self.dies_after == 0:
+            raise self.error
         self.served.append(list(prompt))
-        yield Begun(self.name)
+        yield self.name
+        await self.host.generate("ingress", key, prompt, sampling)
+
+    async def gains(self) -> AsyncGenerator[list[Gain]]:
         count = 0
-        async for updates in self.host.generate("ingress", prompt, sampling):
-            yield updates
-            count += len(updates)
-            if self.fails_after is not None and count >= self.fails_after:
-                raise RayError
+        async with aclosing(self.host.gains("ingress")) as channel:
+            async for gains in channel:
+                yield gains
+                count += len(gains)
+                if self.dies_after is not None and count >= self.dies_after:
+                    self.die()
 
-
-class Stream:
-    def __init__(self, items: AsyncIterator[Begun | list[Update]]) -> None:
-        self._items = items
-
-    def __aiter__(self) -> AsyncIterator[Begun | list[Update]]:
-        return self._items
-
-    def cancel(self) -> None:
-        """Ray cancels the task that runs it."""
+    def die(self) -> None:
+        for call in self.calls:
+            call.break_off(self.error)
+        for channel in self.channels:
+            channel.break_off(self.error)
 
 
 class Replicas:
@@ -58,11 +102,17 @@ class Replicas:
         self.replicas = list(replicas)
         self.asked = 0
 
-    def generate(self, preferred: str, prompt: Sequence[int], sampling: SamplingParams) -> Stream:
+    def generate(self, preferred: str, key: int, prompt: Sequence[int], sampling: SamplingParams) -> Stream[str]:
         named = [replica for replica in self.replicas if replica.name == preferred]
         replica = named[0] if named else self.replicas[self.asked % len(self.replicas)]
         self.asked += 1
-        return Stream(replica.stream(prompt, sampling))
+        replica.calls.append(Stream(replica.generate(key, prompt, sampling)))
+        return replica.calls[-1]
+
+    def gains(self, replica: str) -> Stream[list[Gain]]:
+        (named,) = [one for one in self.replicas if one.name == replica]
+        named.channels.append(Stream(named.gains()))
+        return named.channels[-1]
 
 
 class Desk:
@@ -91,7 +141,7 @@ async def replicas() -> AsyncIterator[Callable[..., Replicas]]:
     def make(*names: str, script: object = None) -> Replicas:
         for name in names:
             engine = ScriptedEngine(script or says("Hello."), step_seconds=0.002, kv_tokens=4096)  # type: ignore[arg-type]
-            host = EngineHost(engine, prefill_piece=32, is_gone=lambda _: False)
+            host = EngineHost(engine, prefill_piece=32, is_gone=lambda _: False, linger_seconds=0.05)
             made.append(host)
             starts.append(Replica(name, host))
         return Replicas(*starts)
@@ -153,7 +203,7 @@ async def test_stop_ends_what_runs(replicas: Callable[..., Replicas]) -> None:
 
 async def test_one_that_had_not_begun_goes_to_another(replicas: Callable[..., Replicas]) -> None:
     desk = await started(replicas("a", "b"))
-    desk.pool.replicas[0].fails_after = 0
+    desk.pool.replicas[0].dies_after = 0
     desk.engine.submit(1, [1, 2], ASKED)
     assert (await desk.end(1)).ended is EndReason.STOP
     assert desk.said(1) == b"Hello."
@@ -162,7 +212,7 @@ async def test_one_that_had_not_begun_goes_to_another(replicas: Callable[..., Re
 
 async def test_one_that_had_begun_ends_as_failed_and_is_not_generated_again(replicas: Callable[..., Replicas]) -> None:
     desk = await started(replicas("a", "b"))
-    desk.pool.replicas[0].fails_after = 2
+    desk.pool.replicas[0].dies_after = 2
     desk.engine.submit(1, [1, 2], ASKED)
     end = await desk.end(1)
     assert end.ended is EndReason.ERROR
@@ -172,9 +222,49 @@ async def test_one_that_had_begun_ends_as_failed_and_is_not_generated_again(repl
     assert desk.pool.replicas[1].served == []
 
 
+async def test_all_that_an_engine_had_begun_fail_with_it_and_each_once(replicas: Callable[..., Replicas]) -> None:
+    desk = await started(replicas("a", script=endless))
+    for number in range(5):
+        desk.engine.submit(number, [number], SamplingParams(max_tokens=700))
+    await until(lambda: all(desk.said(number) for number in range(5)))
+    desk.pool.replicas[0].die()
+    assert {(await desk.end(number)).ended for number in range(5)} == {EndReason.ERROR}
+    assert desk.pool.asked == 5
+
+
+async def test_what_was_in_a_channel_that_is_lost_is_missed_and_said_to_be(replicas: Callable[..., Replicas]) -> None:
+    desk = await started(replicas("a", script=endless))
+    desk.engine.submit(1, [1], SamplingParams(max_tokens=4000))
+    await until(lambda: desk.said(1))
+    desk.pool.replicas[0].channels[0].break_off(RayError())
+    assert (await desk.end(1)).ended is EndReason.ERROR
+    await until(lambda: b"engine_sequences_running 0.0" in desk.pool.replicas[0].host.metrics())
+
+
+async def test_a_channel_ends_when_nothing_runs_and_opens_again(replicas: Callable[..., Replicas]) -> None:
+    desk = await started(replicas("a"))
+    host = desk.pool.replicas[0].host
+    for number in range(3):
+        desk.engine.submit(number, [number], ASKED)
+        await desk.end(number)
+        assert desk.said(number) == b"Hello."
+        await until(lambda: desk.engine.channels == 0)
+    assert len(desk.pool.replicas[0].channels) == 3
+    assert host.callers == 0
+
+
+async def test_a_fault_of_the_engines_own_code_is_not_tried_elsewhere(replicas: Callable[..., Replicas]) -> None:
+    desk = await started(replicas("a", "b"))
+    desk.pool.replicas[0].dies_after = 0
+    desk.pool.replicas[0].error = RayTaskError("generate", "a traceback", ValueError("no"))  # type: ignore[no-untyped-call]
+    desk.engine.submit(1, [1, 2], ASKED)
+    assert (await desk.end(1)).ended is EndReason.ERROR
+    assert desk.pool.asked == 1
+
+
 async def test_with_no_engine_left_it_gives_up(replicas: Callable[..., Replicas]) -> None:
     desk = await started(replicas("a"))
-    desk.pool.replicas[0].fails_after = 0
+    desk.pool.replicas[0].dies_after = 0
     desk.engine.submit(1, [1, 2], ASKED)
     assert (await desk.end(1)).ended is EndReason.ERROR
     assert desk.pool.asked == TRIES
@@ -208,16 +298,18 @@ async def test_a_host_queues_what_its_cache_cannot_hold_at_once(replicas: Callab
 
 async def test_what_a_process_that_is_gone_had_asked_for_is_cancelled() -> None:
     engine = ScriptedEngine(endless, step_seconds=0.002)
-    host = EngineHost(engine, prefill_piece=32, is_gone=lambda caller: caller == "gone", check_seconds=0.05)
+    host = EngineHost(
+        engine, prefill_piece=32, is_gone=lambda caller: caller == "gone", check_seconds=0.05, linger_seconds=0.05
+    )
     await host.start()
 
-    async def follow(caller: str, tokens: int) -> list[Update]:
-        sampling = SamplingParams(max_tokens=tokens)
-        return [update async for updates in host.generate(caller, [1], sampling) for update in updates]
+    def ask(caller: str, tokens: int) -> asyncio.Task[None]:
+        return asyncio.create_task(host.generate(caller, 1, [1], SamplingParams(max_tokens=tokens)))
 
-    gone, there = asyncio.create_task(follow("gone", 4000)), asyncio.create_task(follow("there", 200))
-    assert (await gone)[-1].ended is EndReason.CANCELLED
-    assert (await there)[-1].ended is EndReason.LENGTH
+    gone, there = ask("gone", 4000), ask("there", 200)
+    said = [gain async for gains in host.gains("there") for gain in gains]
+    assert said[-1].ended is EndReason.LENGTH
+    await asyncio.gather(gone, there)
     await until(lambda: b"engine_sequences_running 0.0" in host.metrics())
     await host.stop()
 

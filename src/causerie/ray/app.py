@@ -17,11 +17,11 @@ from ray.serve.handle import DeploymentHandle
 from causerie.chat.build import build_engine, build_text, find_model
 from causerie.chat.service import ChatService
 from causerie.config import Settings, load_settings
-from causerie.engines.base import EngineInfo, Update
+from causerie.engines.base import EngineInfo
 from causerie.errors import ConfigError
-from causerie.ray.engine import Begun, PooledEngine, pool_of
+from causerie.ray.engine import PooledEngine, pool_of
 from causerie.ray.metrics import join
-from causerie.ray.replica import EngineHost
+from causerie.ray.replica import EngineHost, Gain
 from causerie.ray.routing import PreferredReplicaRouter
 from causerie.types import SamplingParams
 from causerie.web.app import App, create_app
@@ -69,14 +69,16 @@ class Engine:
         """What one replica can do, and why its engine is this one."""
         return self._host.info, self._reason
 
-    async def generate(
-        self, caller: str, prompt: list[int], sampling: SamplingParams
-    ) -> AsyncIterator[Begun | list[Update]]:
-        """See ``EngineHost.generate``; first comes whose stream it is."""
-        yield Begun(self._name)
-        async with aclosing(self._host.generate(caller, prompt, sampling)) as stream:
-            async for updates in stream:
-                yield updates
+    async def generate(self, caller: str, key: int, prompt: list[int], sampling: SamplingParams) -> AsyncIterator[str]:
+        """See ``EngineHost.generate``; says which replica this is, and ends with the sequence."""
+        yield self._name
+        await self._host.generate(caller, key, prompt, sampling)
+
+    async def gains(self, caller: str) -> AsyncIterator[list[Gain]]:
+        """See ``EngineHost.gains``."""
+        async with aclosing(self._host.gains(caller)) as channel:
+            async for gains in channel:
+                yield gains
 
 
 class Ingress:

@@ -12,6 +12,7 @@ class PreferredReplicaRouter(RequestRouter):
     """Tries the replica that a request's ``session_id`` names, then the power of two choices over the others.
 
     A preferred replica is passed over where it is gone, full, or ``slack`` requests busier than the least busy one.
+    ``gains`` is sent to the named replica only: what it asks for no other has.
     ``generate`` is sent only to replicas that have less than ``sequences`` requests: what Ray allows them beyond that
     (``max_ongoing_requests``) is for questions about the replica, which a full one should answer too.
     """
@@ -27,10 +28,12 @@ class PreferredReplicaRouter(RequestRouter):
         if pending_request is None:
             return [candidate_replicas]
         pending_request.routing_context.should_backoff = True
+        wanted = pending_request.metadata.session_id
         open_ = candidate_replicas
+        if pending_request.metadata.call_method == "gains":
+            return [[replica for replica in candidate_replicas if replica.replica_id.unique_id == wanted]]
         if pending_request.metadata.call_method == "generate":
             open_ = [replica for replica in candidate_replicas if self._requests(replica) < self._sequences]
-        wanted = pending_request.metadata.session_id
         least = min(map(self._requests, open_), default=0)
         preferred = [
             replica

@@ -23,6 +23,9 @@ from tests.support.scenarios import FINISHED, SCENARIOS, Scenario, converse, unt
 pytestmark = [pytest.mark.model, pytest.mark.slow]
 
 
+ARGUMENTS = ("engines=2", "max_batch_size=16", "max_waiting=4", "shutdown_deadline=120")
+
+
 @pytest.fixture(scope="module")
 def cluster(default_folder: object) -> Iterator[RayCluster]:
     cluster = RayCluster(cpus=4)
@@ -32,7 +35,7 @@ def cluster(default_folder: object) -> Iterator[RayCluster]:
 
 @pytest.fixture(scope="module")
 def product(cluster: RayCluster) -> Iterator[Bot]:
-    with serve_run(cluster, "causerie.ray:build", "engines=2", "max_batch_size=16", "max_waiting=4") as product:
+    with serve_run(cluster, "causerie.ray:build", *ARGUMENTS) as product:
         product.ready()
         yield product
 
@@ -50,6 +53,10 @@ def replicas(url: str, metric: str) -> dict[str, float]:
     page = requests.get(f"{url}/metrics", timeout=20).text
     found = re.findall(rf'^causerie:{metric}{{.*?replica="(\w+)"}} (\S+)$', page, re.MULTILINE)
     return {replica: float(value) for replica, value in found}
+
+
+def socket_url(url: str, query: str = "") -> str:
+    return url.replace("http", "ws", 1) + "/" + query
 
 
 def pids(cluster: RayCluster, deployment: str) -> list[int]:
@@ -107,7 +114,7 @@ def test_full_engines_still_say_how_they_are(url: str) -> None:
 
 
 def test_a_message_over_the_limit_closes_the_socket_also_where_the_proxy_lets_it_through(url: str) -> None:
-    with connect(url.replace("http", "ws", 1), max_size=None) as chat:
+    with connect(socket_url(url), max_size=None) as chat:
         chat.send("x" * 2**20 + "x")
         with pytest.raises(ConnectionClosed) as closed:
             chat.recv(20)
@@ -160,7 +167,7 @@ def test_a_killed_ingress_is_a_cut_that_nobody_takes_for_an_end(url: str, cluste
     stream = story(url)
     pieces = stream.iter_content(None)
     next(pieces)
-    with connect(url.replace("http", "ws", 1) + "/?ignore_eos=true&max_tokens=4000") as chat:
+    with connect(socket_url(url, "?ignore_eos=true&max_tokens=4000")) as chat:
         chat.send("Hi")
         chat.recv(60)
         (pid,) = pids(cluster, "Ingress")
@@ -193,23 +200,38 @@ def test_a_wrong_argument_is_one_line(cluster: RayCluster, argument: str, said: 
     assert "Traceback" not in done.stderr
 
 
-def test_a_rolling_update_cuts_no_stream_that_can_finish(url: str, cluster: RayCluster) -> None:
+def test_a_rolling_update_cuts_no_stream_that_can_finish_and_closes_idle_sockets(url: str, cluster: RayCluster) -> None:
+    """Case 40: what SIGTERM is to one process."""
     body = {"prompt": "Once", "max_tokens": 400, "ignore_eos": True, "stream": True}
     body["stream_options"] = {"include_usage": True}
-    streams = [requests.post(f"{url}/v1/completions", json=body, stream=True, timeout=60) for _ in range(4)]
     before = set(pids(cluster, "Engine") + pids(cluster, "Ingress"))
-    update = ["engines=2", "max_batch_size=16", "max_waiting=4", "max_tokens=512"]
+    with ThreadPoolExecutor(1) as pool, connect(socket_url(url)) as idle, connect(socket_url(url)) as busy:
+        streams = [requests.post(f"{url}/v1/completions", json=body, stream=True, timeout=60) for _ in range(4)]
+        busy.send("Hi")
+        busy.recv(60)
+        updated = pool.submit(deploy, cluster, "max_tokens=512")
+        for chat in (idle, busy):
+            with pytest.raises(ConnectionClosed) as closed:
+                while True:
+                    last = chat.recv(90)
+            assert closed.value.rcvd is not None and closed.value.rcvd.code == 1012
+        assert last == FINISHED
+        for stream in streams:
+            lines = [line for line in stream.iter_lines() if line]
+            assert lines[-1] == b"data: [DONE]", lines[-3:]
+            assert b'"completion_tokens":400' in lines[-2]
+        updated.result()
+    until(lambda: before.isdisjoint(pids(cluster, "Engine") + pids(cluster, "Ingress")), 60)
+    assert story(url, 5).text
+
+
+def deploy(cluster: RayCluster, *arguments: str) -> None:
+    """The same application again, with other arguments."""
     subprocess.run(
-        [SERVE, "run", f"--address={cluster.address}", "--non-blocking", "causerie.ray:build", *update],
+        [SERVE, "run", f"--address={cluster.address}", "--non-blocking", "causerie.ray:build", *ARGUMENTS, *arguments],
         cwd=EXAMPLES,
         env=cluster.environment,
         capture_output=True,
         timeout=90,
         check=True,
     )
-    for stream in streams:
-        lines = [line for line in stream.iter_lines() if line]
-        assert lines[-1] == b"data: [DONE]", lines[-3:]
-        assert b'"completion_tokens":400' in lines[-2]
-    until(lambda: before.isdisjoint(pids(cluster, "Engine") + pids(cluster, "Ingress")), 60)
-    assert story(url, 5).text

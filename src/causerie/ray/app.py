@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
+from contextvars import Context
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +24,7 @@ from causerie.ray.engine import PooledEngine, pool_of
 from causerie.ray.metrics import join
 from causerie.ray.replica import EngineHost, Gain
 from causerie.ray.routing import PreferredReplicaRouter
+from causerie.ray.watch import is_leaving, watch
 from causerie.types import SamplingParams
 from causerie.web.app import App, create_app
 
@@ -48,6 +50,11 @@ def _is_gone(actor: str) -> bool:
     except ValueError:
         return True
     return False
+
+
+def _pool(one: EngineInfo, replicas: int) -> EngineInfo:
+    """So many engines as one."""
+    return replace(one, kv_tokens=one.kv_tokens * replicas, max_sequences=one.max_sequences * replicas)
 
 
 class Engine:
@@ -84,24 +91,45 @@ class Engine:
 class Ingress:
     """Sockets, protocols, admission and response logs: the whole server of ``causerie serve``, without its engine."""
 
-    async def __init__(self, engines: DeploymentHandle[Engine], settings: dict[str, Any], replicas: int) -> None:
+    async def __init__(self, engines: DeploymentHandle[Engine], settings: dict[str, Any], most: int) -> None:
         chosen = Settings(**settings)
         folder = await asyncio.to_thread(find_model, chosen)
         text, name = await asyncio.to_thread(build_text, folder)
-        one, reason = await engines.describe.remote()
-        pool = replace(one, kv_tokens=one.kv_tokens * replicas, max_sequences=one.max_sequences * replicas)
+        self._one, reason = await engines.describe.remote()
+        pool = _pool(self._one, most)
         caller = ray.get_runtime_context().get_actor_name()
         assert caller is not None
-        engine = PooledEngine(pool_of(engines, caller), pool, replica_kv_tokens=one.kv_tokens)
+        engine = PooledEngine(pool_of(engines, caller), pool, replica_kv_tokens=self._one.kv_tokens)
         whole = chosen.model_copy(update={"max_batch_size": pool.max_sequences})
         self._service = ChatService(engine, text, name, whole, engine_reason=reason)
         await self._service.start()
-        context = serve.get_replica_context()
+        self._app = create_app(self._service, self._metrics)
+        self._place = context = serve.get_replica_context()
         self._name = context.replica_id.unique_id
         self._everybody = (engines, serve.get_deployment_handle(context.deployment, context.app_name))
+        self._seen = False
+        self._draining: asyncio.Task[None] | None = None
+        watch(engines.deployment_name, context.app_name, self._on_engines)
+        watch(context.deployment, context.app_name, self._on_ingresses)
 
     def __serve_build_asgi_app__(self) -> App:
-        return create_app(self._service, self._metrics)
+        return self._app
+
+    def _on_engines(self, running: frozenset[str]) -> None:
+        """Admission reckons with those that there are; what comes while there is none waits for one."""
+        there = _pool(self._one, max(1, len(running)))
+        self._service.resize(max_sequences=there.max_sequences, kv_tokens=there.kv_tokens)
+
+    def _on_ingresses(self, running: frozenset[str]) -> None:
+        if self._name in running:
+            self._seen = True
+        elif self._seen and (self._draining is None or self._draining.done()):
+            self._draining = asyncio.create_task(self._drain(), context=Context())
+
+    async def _drain(self) -> None:
+        """Close idle sockets: Ray waits for the requests of a replica that it drains, and tells it nothing."""
+        if await asyncio.to_thread(is_leaving, self._place.deployment, self._place.app_name):
+            await self._app.drain()
 
     async def scrape(self) -> tuple[str, bytes]:
         """Its name, and what it has to say to Prometheus."""

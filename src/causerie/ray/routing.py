@@ -13,13 +13,14 @@ class PreferredReplicaRouter(RequestRouter):
 
     A preferred replica is passed over where it is gone, full, or ``slack`` requests busier than the least busy one.
     ``gains`` is sent to the named replica only: what it asks for no other has.
-    ``generate`` is sent only to replicas that have less than ``sequences`` requests: what Ray allows them beyond that
-    (``max_ongoing_requests``) is for questions about the replica, which a full one should answer too.
+    ``generate`` is sent only to replicas that have less than ``places`` and ``leeway`` requests: what Ray allows them
+    beyond that (``max_ongoing_requests``) is for questions about the replica, which a full one should answer too.
     """
 
     def initialize_state(self, **kwargs: Any) -> None:
-        """Ray calls it with ``request_router_kwargs``: ``sequences`` and ``slack``."""
-        self._sequences: int = kwargs["sequences"]
+        """Ray calls it with ``request_router_kwargs``: ``places``, ``leeway`` and ``slack``."""
+        self._places: int = kwargs["places"]
+        self._most: int = self._places + kwargs["leeway"]
         self._slack: int = kwargs["slack"]
 
     async def choose_replicas(
@@ -33,12 +34,14 @@ class PreferredReplicaRouter(RequestRouter):
         if pending_request.metadata.call_method == "gains":
             return [[replica for replica in candidate_replicas if replica.replica_id.unique_id == wanted]]
         if pending_request.metadata.call_method == "generate":
-            open_ = [replica for replica in candidate_replicas if self._requests(replica) < self._sequences]
+            open_ = [replica for replica in candidate_replicas if self._requests(replica) < self._most]
         least = min(map(self._requests, open_), default=0)
+        # Its channel counts, too.
         preferred = [
             replica
             for replica in open_
-            if replica.replica_id.unique_id == wanted and self._requests(replica) - least <= self._slack
+            if replica.replica_id.unique_id == wanted
+            and self._requests(replica) < min(self._places + 1, least + self._slack + 1)
         ]
         others = [replica for replica in open_ if replica not in preferred]
         two = random.sample(others, min(2, len(others)))

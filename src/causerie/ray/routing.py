@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from typing import Any
 
 from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
+
+ANSWER_SECONDS = 1.0
 
 
 class PreferredReplicaRouter(RequestRouter):
@@ -34,7 +37,10 @@ class PreferredReplicaRouter(RequestRouter):
         if pending_request.metadata.call_method == "gains":
             return [[replica for replica in candidate_replicas if replica.replica_id.unique_id == wanted]]
         if pending_request.metadata.call_method == "generate":
-            open_ = [replica for replica in candidate_replicas if self._requests(replica) < self._most]
+            open_ = self._open(candidate_replicas)
+            if not open_:
+                await self._ask(candidate_replicas)
+                open_ = self._open(candidate_replicas)
         least = min(map(self._requests, open_), default=0)
         # Its channel counts, too.
         preferred = [
@@ -46,6 +52,19 @@ class PreferredReplicaRouter(RequestRouter):
         others = [replica for replica in open_ if replica not in preferred]
         two = random.sample(others, min(2, len(others)))
         return [ranked for ranked in (preferred, two) if ranked]
+
+    def _open(self, replicas: list[RunningReplica]) -> list[RunningReplica]:
+        return [replica for replica in replicas if self._requests(replica) < self._most]
+
+    async def _ask(self, replicas: list[RunningReplica]) -> None:
+        """How many they really have: what is believed is off where many come and go, and expires after ten seconds."""
+        answers = await asyncio.gather(
+            *(asyncio.wait_for(one.get_queue_len(deadline_s=ANSWER_SECONDS), ANSWER_SECONDS) for one in replicas),
+            return_exceptions=True,
+        )
+        for replica, answer in zip(replicas, answers, strict=True):
+            if isinstance(answer, int):
+                self.on_new_queue_len_info(replica.replica_id, answer)
 
     def _requests(self, replica: RunningReplica) -> int:
         """As far as is known here: what this router has sent there, and what it was told when it last asked."""

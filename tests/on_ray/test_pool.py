@@ -3,116 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import aclosing
-from typing import Generic, TypeVar
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 from ray.exceptions import RayError, RayTaskError
-from ray.serve.exceptions import RequestCancelledError
 
 from causerie.engines.base import EndReason, Update
 from causerie.engines.scripted import ScriptedEngine
 from causerie.ray.engine import TRIES, PooledEngine
-from causerie.ray.replica import EngineHost, Gain
+from causerie.ray.replica import EngineHost
 from causerie.types import SamplingParams
+from tests.on_ray.pool import Replica, Replicas
 from tests.support.service import endless, says, until
 
 ASKED = SamplingParams(max_tokens=40, temperature=0.0)
-
-
-Item = TypeVar("Item")
-
-
-class Stream(Generic[Item]):
-    """What Ray Serve has for a streaming call: it runs whether or not it is read, and raises what ended it."""
-
-    def __init__(self, items: AsyncGenerator[Item]) -> None:
-        self._said: asyncio.Queue[Item | BaseException] = asyncio.Queue()
-        self._task = asyncio.create_task(self._run(items))
-
-    async def _run(self, items: AsyncGenerator[Item]) -> None:
-        try:
-            async with aclosing(items):
-                async for item in items:
-                    self._said.put_nowait(item)
-            self._said.put_nowait(StopAsyncIteration())
-        except RayError as error:
-            self._said.put_nowait(error)
-        except asyncio.CancelledError:
-            self._said.put_nowait(RequestCancelledError())
-
-    def __aiter__(self) -> AsyncIterator[Item]:
-        return self
-
-    async def __anext__(self) -> Item:
-        item = await self._said.get()
-        if isinstance(item, BaseException):
-            raise item
-        return item
-
-    def cancel(self) -> None:
-        self._task.cancel()
-
-    def break_off(self, error: RayError) -> None:
-        """What is under way is read yet; then comes the error."""
-        self._said.put_nowait(error)
-        self._task.cancel()
-
-
-class Replica:
-    """A host, and how it is lost, if it is: after so many gains, or the channel alone."""
-
-    def __init__(self, name: str, host: EngineHost) -> None:
-        self.name = name
-        self.host = host
-        self.dies_after: int | None = None
-        self.error: RayError = RayError()
-        self.served: list[list[int]] = []
-        self.calls: list[Stream[str]] = []
-        self.channels: list[Stream[list[Gain]]] = []
-
-    async def generate(self, key: int, prompt: Sequence[int], sampling: SamplingParams) -> AsyncGenerator[str]:
-        if self.dies_after == 0:
-            raise self.error
-        self.served.append(list(prompt))
-        yield self.name
-        await self.host.generate("ingress", key, prompt, sampling)
-
-    async def gains(self) -> AsyncGenerator[list[Gain]]:
-        count = 0
-        async with aclosing(self.host.gains("ingress")) as channel:
-            async for gains in channel:
-                yield gains
-                count += len(gains)
-                if self.dies_after is not None and count >= self.dies_after:
-                    self.die()
-
-    def die(self) -> None:
-        for call in self.calls:
-            call.break_off(self.error)
-        for channel in self.channels:
-            channel.break_off(self.error)
-
-
-class Replicas:
-    """A ``Pool`` that takes its replicas in turn, unless one is preferred."""
-
-    def __init__(self, *replicas: Replica) -> None:
-        self.replicas = list(replicas)
-        self.asked = 0
-
-    def generate(self, preferred: str, key: int, prompt: Sequence[int], sampling: SamplingParams) -> Stream[str]:
-        named = [replica for replica in self.replicas if replica.name == preferred]
-        replica = named[0] if named else self.replicas[self.asked % len(self.replicas)]
-        self.asked += 1
-        replica.calls.append(Stream(replica.generate(key, prompt, sampling)))
-        return replica.calls[-1]
-
-    def gains(self, replica: str) -> Stream[list[Gain]]:
-        (named,) = [one for one in self.replicas if one.name == replica]
-        named.channels.append(Stream(named.gains()))
-        return named.channels[-1]
 
 
 class Desk:
@@ -241,16 +145,26 @@ async def test_what_was_in_a_channel_that_is_lost_is_missed_and_said_to_be(repli
     await until(lambda: b"engine_sequences_running 0.0" in desk.pool.replicas[0].host.metrics())
 
 
+async def test_nobody_reads_on_in_a_channel_that_is_lost(replicas: Callable[..., Replicas]) -> None:
+    desk = await started(replicas("a", script=endless))
+    desk.engine.submit(1, [1], SamplingParams(max_tokens=700))
+    await until(lambda: desk.said(1))
+    desk.pool.replicas[0].channels[0].break_off(RayError(), deaf=True)
+    assert (await desk.end(1)).ended is EndReason.ERROR
+    desk.engine.submit(2, [1], SamplingParams(max_tokens=100))
+    assert (await desk.end(2)).ended is EndReason.LENGTH
+    assert sum(len(update.ids) for update in desk.updates if update.sequence == 2) == 100
+
+
 async def test_a_channel_ends_when_nothing_runs_and_opens_again(replicas: Callable[..., Replicas]) -> None:
     desk = await started(replicas("a"))
-    host = desk.pool.replicas[0].host
+    channels = desk.pool.replicas[0].channels
     for number in range(3):
         desk.engine.submit(number, [number], ASKED)
         await desk.end(number)
         assert desk.said(number) == b"Hello."
-        await until(lambda: desk.engine.channels == 0)
-    assert len(desk.pool.replicas[0].channels) == 3
-    assert host.callers == 0
+        await until(lambda: channels[-1].ended)
+    assert len(channels) == 3
 
 
 async def test_a_fault_of_the_engines_own_code_is_not_tried_elsewhere(replicas: Callable[..., Replicas]) -> None:
@@ -304,10 +218,10 @@ async def test_what_a_process_that_is_gone_had_asked_for_is_cancelled() -> None:
     await host.start()
 
     def ask(caller: str, tokens: int) -> asyncio.Task[None]:
-        return asyncio.create_task(host.generate(caller, 1, [1], SamplingParams(max_tokens=tokens)))
+        return asyncio.create_task(host.generate(caller, 1, 1, [1], SamplingParams(max_tokens=tokens)))
 
     gone, there = ask("gone", 4000), ask("there", 200)
-    said = [gain async for gains in host.gains("there") for gain in gains]
+    said = [gain async for gains in host.gains("there", 1) for gain in gains]
     assert said[-1].ended is EndReason.LENGTH
     await asyncio.gather(gone, there)
     await until(lambda: b"engine_sequences_running 0.0" in host.metrics())

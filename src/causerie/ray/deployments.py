@@ -61,15 +61,17 @@ class Engine:
         """What one replica can do, and why its engine is this one."""
         return self._host.info, self._reason
 
-    async def generate(self, caller: str, key: int, prompt: list[int], sampling: SamplingParams) -> AsyncIterator[str]:
+    async def generate(
+        self, caller: str, channel: int, key: int, prompt: list[int], sampling: SamplingParams
+    ) -> AsyncIterator[str]:
         """See ``EngineHost.generate``; says which replica this is, and ends with the sequence."""
         yield self._name
-        await self._host.generate(caller, key, prompt, sampling)
+        await self._host.generate(caller, channel, key, prompt, sampling)
 
-    async def gains(self, caller: str) -> AsyncIterator[list[Gain]]:
+    async def gains(self, caller: str, channel: int) -> AsyncIterator[list[Gain]]:
         """See ``EngineHost.gains``."""
-        async with aclosing(self._host.gains(caller)) as channel:
-            async for gains in channel:
+        async with aclosing(self._host.gains(caller, channel)) as steps:
+            async for gains in steps:
                 yield gains
 
 

@@ -38,6 +38,7 @@ LEAST_SHARE, LEAST_TOKENS = 0.1, 128
 """How much of a prompt an engine has to have read for the prompt to be sent there: less is read again in no time."""
 
 _LOST = "The engine that was generating this answer is gone, and what it had not said yet is lost. Try again."
+_FAILED = "The engine failed on this request."
 _NONE = "No engine could be reached. Try again."
 
 T_co = TypeVar("T_co", covariant=True)
@@ -54,12 +55,14 @@ class Stream(Protocol, Generic[T_co]):
 class Pool(Protocol):
     """How to reach the engines."""
 
-    def generate(self, preferred: str, key: int, prompt: Sequence[int], sampling: SamplingParams) -> Stream[str]:
+    def generate(
+        self, preferred: str, channel: int, key: int, prompt: Sequence[int], sampling: SamplingParams
+    ) -> Stream[str]:
         """Run a sequence, at the replica named if it has room. Says which replica has it, and ends when it is over."""
         ...
 
-    def gains(self, replica: str) -> Stream[list[Gain]]:
-        """The channel from this replica and no other; begins with an empty list."""
+    def gains(self, replica: str, channel: int) -> Stream[list[Gain]]:
+        """The channel of this number from this replica and no other; begins with an empty list."""
         ...
 
 
@@ -77,6 +80,7 @@ class _Sequence:
     over: asyncio.Future[bool]
     """Whether its end has come, or its channel is lost."""
     key: int = 0
+    channel: int = 0
     replica: str = ""
     stream: Stream[str] | None = None
 
@@ -100,14 +104,11 @@ class PooledEngine:
         self._by_key: dict[int, _Sequence] = {}
         self._keys = itertools.count(1)
         self._tasks: dict[int, asyncio.Task[None]] = {}
-        self._channels: dict[str, asyncio.Task[None]] = {}
+        self._channels: dict[tuple[str, int], asyncio.Task[None]] = {}
+        self._channel = 1
+        """The number of new sequences' channels: another one after each loss, for what was lost may still be read."""
         self._deliver: Deliver | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-
-    @property
-    def channels(self) -> int:
-        """How many are open."""
-        return len(self._channels)
 
     def start(self, deliver: Deliver) -> None:
         """The replicas load their models themselves; nothing is waited for."""
@@ -179,22 +180,25 @@ class PooledEngine:
         if error is not None:
             logger.error("a call of an engine failed", exc_info=error)
         end = EndReason.ERROR if error is not None else EndReason.CANCELLED
-        self._finish(sequence, Update(sequence.number, ended=end, detail=_LOST if error is not None else ""))
+        self._finish(sequence, Update(sequence.number, ended=end, detail=_FAILED if error is not None else ""))
 
     async def _follow(self, sequence: _Sequence, sampling: SamplingParams) -> None:
         """Until a replica has said everything. Raises what Ray raises, and _Lost with the replica's channel."""
         sequence.key = next(self._keys)
+        sequence.channel = self._channel
         sequence.replica = ""
         sequence.over = asyncio.get_running_loop().create_future()
         self._by_key[sequence.key] = sequence
         preferred = self._preferred(sequence.prompt)
-        stream = sequence.stream = self._pool.generate(preferred, sequence.key, sequence.prompt, sampling)
+        stream = sequence.stream = self._pool.generate(
+            preferred, sequence.channel, sequence.key, sequence.prompt, sampling
+        )
         ended = False
         try:
             # To the stream's own end, which is when Ray's router counts it as over.
             async for replica in stream:
                 sequence.replica = replica
-                self._listen(replica)
+                self._listen(replica, sequence.channel)
             ended = True
             if not await sequence.over:
                 raise _Lost
@@ -203,16 +207,17 @@ class PooledEngine:
             if not ended:
                 stream.cancel()
 
-    def _listen(self, replica: str) -> None:
-        if replica not in self._channels:
+    def _listen(self, replica: str, channel: int) -> None:
+        if (replica, channel) not in self._channels:
             assert self._loop is not None
-            self._channels[replica] = self._loop.create_task(self._take(replica), context=Context())
+            task = self._loop.create_task(self._take(replica, channel), context=Context())
+            self._channels[replica, channel] = task
 
-    async def _take(self, replica: str) -> None:
+    async def _take(self, replica: str, channel: int) -> None:
         """Deliver what a replica says, as long as something of ours runs there."""
         try:
-            while self._at(replica):
-                stream = self._pool.gains(replica)
+            while self._at(replica, channel):
+                stream = self._pool.gains(replica, channel)
                 try:
                     async with asyncio.timeout(OPEN_SECONDS) as opening:
                         async for gains in stream:
@@ -222,17 +227,19 @@ class PooledEngine:
                     stream.cancel()
         except (RayError, RayServeException, TimeoutError, asyncio.CancelledError) as error:
             logger.warning("an engine's channel was lost: %s", type(error).__name__)
+            self._channel += 1
         finally:
-            del self._channels[replica]
-            for sequence in self._at(replica):
+            del self._channels[replica, channel]
+            for sequence in self._at(replica, channel):
                 # What was in the channel is missing, though the engine may still be there.
                 sequence.over.set_result(False)
                 if sequence.stream is not None:
                     sequence.stream.cancel()
 
-    def _at(self, replica: str) -> list[_Sequence]:
-        """Those that wait for something from this replica."""
-        return [one for one in self._by_key.values() if one.replica == replica and not one.over.done()]
+    def _at(self, replica: str, channel: int) -> list[_Sequence]:
+        """Those that wait for something from there."""
+        place = (replica, channel)
+        return [one for one in self._by_key.values() if (one.replica, one.channel) == place and not one.over.done()]
 
     def _on_gains(self, replica: str, gains: Sequence[Gain]) -> None:
         """Deliver a step, in one piece."""
@@ -292,12 +299,14 @@ class _HandlePool:
         self._handle = handle.options(stream=True)
         self._caller = caller
 
-    def generate(self, preferred: str, key: int, prompt: Sequence[int], sampling: SamplingParams) -> Stream[str]:
+    def generate(
+        self, preferred: str, channel: int, key: int, prompt: Sequence[int], sampling: SamplingParams
+    ) -> Stream[str]:
         stream: Stream[str] = self._handle.options(session_id=preferred).generate.remote(
-            self._caller, key, list(prompt), sampling
+            self._caller, channel, key, list(prompt), sampling
         )
         return stream
 
-    def gains(self, replica: str) -> Stream[list[Gain]]:
-        stream: Stream[list[Gain]] = self._handle.options(session_id=replica).gains.remote(self._caller)
+    def gains(self, replica: str, channel: int) -> Stream[list[Gain]]:
+        stream: Stream[list[Gain]] = self._handle.options(session_id=replica).gains.remote(self._caller, channel)
         return stream

@@ -110,18 +110,13 @@ class EngineHost:
             max_sequences=info.max_sequences, kv_tokens=info.kv_tokens, max_waiting=2 * info.max_sequences
         )
         self._sequences: dict[int, _Sequence] = {}
-        self._outboxes: dict[str, _Outbox] = {}
+        self._outboxes: dict[tuple[str, int], _Outbox] = {}
         self._prompt_tokens = self._known_tokens = 0
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
     def info(self) -> EngineInfo:
         return self._engine.info
-
-    @property
-    def callers(self) -> int:
-        """Those who have something running here, or a channel open."""
-        return len(self._outboxes)
 
     def metrics(self) -> bytes:
         """What this engine has to say to Prometheus; tokens and times are the ingress's to tell."""
@@ -147,13 +142,15 @@ class EngineHost:
             self._watching.cancel()
         await asyncio.to_thread(self._engine.stop)
 
-    async def generate(self, caller: str, key: int, prompt: Sequence[int], sampling: SamplingParams) -> None:
-        """Run a sequence, whose gains go to the channel of its caller under the number ``key``.
+    async def generate(
+        self, caller: str, channel: int, key: int, prompt: Sequence[int], sampling: SamplingParams
+    ) -> None:
+        """Run a sequence, whose gains go to this channel of its caller under the number ``key``.
 
         Returns when the channel has taken the last of them. Cancelling it cancels the sequence.
         """
         number = next(self._numbers)
-        outbox = self._outboxes.setdefault(caller, _Outbox())
+        outbox = self._outboxes.setdefault((caller, channel), _Outbox())
         outbox.sequences += 1
         over = asyncio.Event()
         try:
@@ -167,14 +164,14 @@ class EngineHost:
             self._leave(number)
             outbox.sequences -= 1
             outbox.changed.set()
-            self._tidy(caller)
+            self._tidy(caller, channel)
 
-    async def gains(self, caller: str) -> AsyncGenerator[list[Gain]]:
-        """The channel: what all sequences of a caller gain, a list for each step. One at a time for each caller.
+    async def gains(self, caller: str, channel: int) -> AsyncGenerator[list[Gain]]:
+        """A channel: what the sequences gain that were given its number, a list for each step. It has one reader.
 
-        It begins with an empty list, and ends when the caller has had nothing running for a while.
+        It begins with an empty list, and ends when there has been nothing running for it for a while.
         """
-        outbox = self._outboxes.setdefault(caller, _Outbox())
+        outbox = self._outboxes.setdefault((caller, channel), _Outbox())
         outbox.channels += 1
         try:
             yield []
@@ -188,7 +185,7 @@ class EngineHost:
                     yield gains
         finally:
             outbox.channels -= 1
-            self._tidy(caller)
+            self._tidy(caller, channel)
 
     def _enter(self, number: int, sequence: _Sequence, prompt: Sequence[int], sampling: SamplingParams) -> None:
         self._sequences[number] = sequence
@@ -250,10 +247,10 @@ class EngineHost:
         if sequence is not None:
             sequence.ticket.release()
 
-    def _tidy(self, caller: str) -> None:
-        outbox = self._outboxes.get(caller)
+    def _tidy(self, caller: str, channel: int) -> None:
+        outbox = self._outboxes.get((caller, channel))
         if outbox is not None and not outbox.sequences and not outbox.channels:
-            del self._outboxes[caller]
+            del self._outboxes[caller, channel]
 
     def _deliver(self, updates: Sequence[Update]) -> None:
         """On the engine's thread."""

@@ -101,7 +101,7 @@ def first_text_after(url: str, prompt: str) -> float:
     begin = time.monotonic()
     with requests.post(f"{url}/v1/completions", json=body, stream=True, timeout=60) as answer:
         lines = answer.iter_lines()
-        assert next(lines).startswith(b"data:")
+        next(line for line in lines if line.startswith(b"data:"))  # Before it, perhaps, a sign of life.
         seconds = time.monotonic() - begin
         assert [line for line in lines if line][-1] == b"data: [DONE]"
     return seconds
@@ -128,7 +128,7 @@ def test_a_killed_engine_ends_its_streams_with_one_error_and_the_pool_recovers(u
     streams = [requests.post(f"{url}/v1/completions", json=body, stream=True, timeout=60) for _ in range(4)]
     lines = [stream.iter_lines() for stream in streams]
     for each in lines:
-        assert next(each).startswith(b"data:")
+        next(line for line in each if line.startswith(b"data:"))
     kill(cluster, "Engine")
     begin = time.monotonic()
     for each in lines:

@@ -10,7 +10,7 @@ OLDEST_TRANSFORMERS := $(shell sed -n 's/.*"transformers>=\([0-9.]*\).*/\1/p' py
 OLDEST_TESTS := $(if $(ARGS),,$(wildcard tests/engines/test_transformers*.py tests/streamers tests/test_streamers*.py))
 
 # System packages that the tests need, by scripts/system_deps' names.
-TEST_SYSTEM_DEPS := venv
+TEST_SYSTEM_DEPS := venv curl redis
 
 export PYTHON
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -18,7 +18,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_USER := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check bench docs constraints clean FORCE
+.PHONY: help serve test check bench cuts docs constraints clean FORCE
 
 help:  ## list these targets
 	@echo 'causerie: talk to a chat model, token by token'
@@ -45,6 +45,9 @@ check: $(DEV)/installed  ## format, lint, types and the quick tests
 
 bench: $(DEV)/installed  ## measure speed and faithfulness on this machine; ARGS chooses what
 	$(DEV)/bin/python -m benchmarks $(ARGS)
+
+cuts: $(DEV)/installed  ## cut streams 1,000 times on each of two engines, and see that they come whole
+	$(DEV)/bin/python -m benchmarks cuts
 
 docs: $(DEV)/installed  ## rewrite the pages that are made from the code
 	$(DEV)/bin/python scripts/settings_page.py > docs/settings.md
@@ -76,7 +79,7 @@ $(DEV)/installed: pyproject.toml constraints.txt
 	scripts/system_deps $(TEST_SYSTEM_DEPS)
 	scripts/make_venv $(DEV)
 	$(DEV)/bin/python -m pip install --upgrade 'pip>=25.1'
-	$(DEV)/bin/python -m pip install -c constraints.txt -e '.[transformers,ray]' --group dev
+	$(DEV)/bin/python -m pip install -c constraints.txt -e '.[transformers,ray,redis]' --group dev
 	@pwd > $@
 
 # Sees everything in the development environment except transformers and what that asks for in an older version.

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from causerie.cli.options import default_of, flag_of, metavar_of
-from causerie.config import ENV_PREFIX, Settings
+from causerie.config import ENV_PREFIX, SECRETS, Settings
 
 HEADER = """\
 # Settings
 
 Every setting can be given in three ways. The nearer to the command wins: flag, then environment variable, then
 the file that `--config FILE` (or `CAUSERIE_CONFIG`) names. The file is YAML with one `name: value` line for each
-setting; an unknown name is an error.
+setting; an unknown name is an error. What is secret has neither flag nor line: a flag is seen by everybody on
+the machine, and files are passed around.
 
 ```yaml
 # causerie.yaml, for: causerie serve --config causerie.yaml
@@ -31,9 +32,9 @@ def page() -> str:
     for name, field in Settings.model_fields.items():
         value = metavar_of(field).replace("|", ", ")
         cells = (
-            f"`{flag_of(name)}`",
+            f"`{flag_of(name)}`" if name not in SECRETS else "",
             f"`{ENV_PREFIX}{name.upper()}`",
-            f"`{name}`",
+            f"`{name}`" if name not in SECRETS else "",
             value,
             f"`{default_of(field)}`",
             (field.description or "").replace("|", "\\|"),
@@ -43,7 +44,8 @@ def page() -> str:
 
 
 FOOTER = """
-Not settings of the server, but read by the commands: `CAUSERIE_SERVER` is `--server` of `ask` and `chat`;
+Not settings of the server, but read by the commands: `CAUSERIE_SERVER` is `--server` of `ask` and `chat`, and
+`CAUSERIE_API_KEY` the key that they send to it ([docs/keys.md](keys.md));
 `CAUSERIE_CACHE` is the folder that models are kept in (default: `causerie` in the user's cache directory).
 """
 

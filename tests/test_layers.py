@@ -15,7 +15,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "causerie"
 
 FLOORS = {
-    0: {"", "types", "errors", "config"},
+    0: {"", "types", "errors", "config", "keys"},
     1: {"models", "text", "engines", "streamers"},
     2: {"chat"},
     3: {"wire"},
@@ -151,6 +151,11 @@ def test_only_models_use_the_network_below_the_web() -> None:
     assert complaints([each for each in lower if each.top in NETWORK]) == []
 
 
+def test_only_its_store_knows_redis() -> None:
+    found = [each for each in IMPORTS if each.top == "redis" and not each.file.startswith("chat/stores/redis")]
+    assert complaints(found) == []
+
+
 def test_each_runtime_is_known_to_its_own_engine_only() -> None:
     runtimes = [each for each in IMPORTS if each.top in RUNTIMES]
     assert complaints([each for each in runtimes if not allowed_runtime(each)]) == []
@@ -198,4 +203,4 @@ def test_import_is_quick() -> None:
 @pytest.mark.parametrize("module", ["causerie", "causerie.cli.commands"])
 def test_import_loads_no_runtime(module: str) -> None:
     loaded = python(f"import {module}, sys; print(*sys.modules)").split()
-    assert set(loaded) & (RUNTIMES | {"tokenizers", "uvicorn", "numpy"}) == set()
+    assert set(loaded) & (RUNTIMES | {"tokenizers", "uvicorn", "numpy", "redis", "sqlite3"}) == set()

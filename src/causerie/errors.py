@@ -72,10 +72,67 @@ class DuplicateRequest(CauserieError):
     code = "duplicate_request"
 
 
+class ResponseNotFound(CauserieError):
+    """No response or stream of this owner has this id."""
+
+    code = "response_not_found"
+
+
+class StreamExpired(CauserieError):
+    """The stream was there, but its window for reading it again is over."""
+
+    code = "stream_expired"
+
+
+class PreviousResponseNotFound(InvalidRequest):
+    """A response to be continued, or one before it, is not there."""
+
+    code = "previous_response_not_found"
+
+
+class PreviousResponseRunning(InvalidRequest):
+    """A response cannot be continued before it has ended."""
+
+    code = "previous_response_running"
+
+
+class ConversationNotFound(CauserieError):
+    code = "conversation_not_found"
+
+
+class ConversationBusy(CauserieError):
+    """Another response of this conversation is being generated."""
+
+    code = "conversation_locked"
+
+
+class ItemNotFound(CauserieError):
+    code = "item_not_found"
+
+
+class StoreError(CauserieError):
+    """What keeps responses and conversations cannot be used. The text says what to do, and names no path."""
+
+    code = "store_unavailable"
+
+
+class StoreFull(StoreError):
+    """There is no room for more."""
+
+    code = "store_full"
+
+
+class Interrupted(CauserieError):
+    """The server ended while it generated this answer; what it had said is kept."""
+
+    code = "interrupted"
+
+
 class Overloaded(CauserieError):
     """No room to run and no room to wait. ``retry_after`` is in whole seconds."""
 
     code = "overloaded"
+    retry_after = 1
 
     def __init__(self, message: str, *, retry_after: int = 1) -> None:
         super().__init__(message)

@@ -59,11 +59,11 @@ class Room:
             on_ready=lambda failure: self.ready.append((name, failure)),
         )
 
-    def finish_piece(self, ended: EndReason = EndReason.PREFILLED) -> int:
+    def finish_piece(self, ended: EndReason = EndReason.PREFILLED, cached: int | None = None) -> int:
         """End the piece in flight and return its length."""
         sequence, prompt = self.desk.pieces[-1]
         self.desk.known = max(self.desk.known, prompt, key=len)
-        assert self.reader.update(Update(sequence, ended=ended))
+        assert self.reader.update(Update(sequence, ended=ended, cached_tokens=cached))
         return len(prompt)
 
 
@@ -152,3 +152,24 @@ def test_pieces_always_end_on_blocks_and_leave_something_for_the_request(
     assert ends == sorted(set(ends))
     assert all(end < length for end in ends)
     assert length - room.desk.cached(ids) <= max(32, piece // 32 * 32)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "request_", "before"),
+    [
+        ([0, 64, 128], 192, 0),
+        ([40, 64, 128], 192, 40),
+        ([63, 127, 191], 198, 198),  # Somebody else read it all before the first piece's turn came.
+        ([63, 70, 128], 192, 70),
+        ([None, None, None], 192, None),
+    ],
+)
+def test_only_what_was_cached_before_the_first_piece_is_told_as_cached(
+    pieces: list[int | None], request_: int, before: int | None
+) -> None:
+    room = Room()
+    reading = room.begin("long", range(200))
+    assert reading is not None
+    for cached in pieces:
+        room.finish_piece(cached=cached)
+    assert reading.cached_before(request_) == before

@@ -180,7 +180,7 @@ async def test_one_that_leaves_the_queue_never_reaches_the_engine() -> None:
     async with serving(script, engine={"step_seconds": 0.001}, max_batch_size=1) as service:
         running = (await service.create(request("running", max_tokens=8000))).reader()
         queued = await service.create(request("queued"))
-        assert queued._events == [Queued(0)]
+        assert queued._events == [Queued(0, 1.0)]
         await until(lambda: bool(prompts))
         await queued.reader().aclose()
         assert service.waiting == 0
@@ -300,7 +300,14 @@ async def test_a_long_prompt_is_read_in_pieces_with_progress() -> None:
         assert text_of(found) == "hello"
         end = found[-1]
         assert isinstance(end, Finished)
-        assert end.usage.cached_tokens == 192
+
+
+async def test_what_a_prompts_own_pieces_put_into_the_cache_does_not_count_as_cached() -> None:
+    async with serving(prefill_piece=64, engine={"prefill_per_step": 64}) as service:
+        for prompt, cached in (("x" * 200, 0), ("x" * 200, 192), ("x" * 100 + "y" * 100, 96)):
+            end = (await events(await service.create(request(prompt))))[-1]
+            assert isinstance(end, Finished)
+            assert end.usage.cached_tokens == cached
 
 
 async def test_leaving_while_the_prompt_is_being_read_frees_everything() -> None:

@@ -181,8 +181,8 @@ def test_while_a_step_computes_the_interpreter_is_free(table: MakeTable) -> None
 class Hand:
     """An engine whose steps the test takes itself, so that it decides what comes between which."""
 
-    def __init__(self, folder: ModelFolder) -> None:
-        self.engine = openvino(folder, 256)
+    def __init__(self, folder: ModelFolder, blocks: int = 256) -> None:
+        self.engine = openvino(folder, blocks)
         self.engine._open()
         self.said: dict[int, list[Update]] = {}
 

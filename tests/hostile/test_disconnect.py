@@ -152,13 +152,15 @@ def _moments(server: Served) -> dict[str, Callable[[], Connection]]:
         return server.connect().send(b"POST /v1/ch")
 
     def in_the_headers() -> Connection:
-        return server.connect().send(b"POST / HTTP/1.1\r\nHost: a\r\nX-Thing: b")
+        return server.connect().send(b"POST / HTTP/1.1\r\nHost: localhost\r\nX-Thing: b")
 
     def in_the_body() -> Connection:
-        return server.connect().send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\nhalf")
+        return server.connect().send(b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\nhalf")
 
     def in_a_chunk() -> Connection:
-        return server.connect().send(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n20\r\nhalf")
+        return server.connect().send(
+            b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n20\r\nhalf"
+        )
 
     def asked() -> Connection:
         return server.request("POST", "/v1/chat/completions", chat)
@@ -177,7 +179,9 @@ def _moments(server: Served) -> dict[str, Callable[[], Connection]]:
         return connection
 
     def in_the_handshake() -> Connection:
-        return server.connect().send(b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n")
+        return server.connect().send(
+            b"GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        )
 
     def handshake_sent() -> Connection:
         return server.bare_socket().ask()

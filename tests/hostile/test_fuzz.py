@@ -63,7 +63,7 @@ plausible = {
     "logprobs": st.booleans() | st.integers(0, 3),
     "top_logprobs": st.integers(0, 2),
     "tools": st.lists(anything, max_size=2),
-    "response_format": st.sampled_from([{"type": "text"}, {"type": "json_object"}]),
+    "response_format": st.sampled_from([{"type": "text"}, {"type": "json_object"}, {"type": "json_schema"}, {}]),
     "user": st.text(max_size=5),
     "echo": st.booleans(),
     "logit_bias": st.dictionaries(st.text(string.digits, max_size=3), st.integers(-100, 100), max_size=2),
@@ -139,7 +139,7 @@ def test_any_text_request_is_answered_or_refused(server: Served, query: bytes, b
 @fuzzing
 @given(place=st.integers(0, 130), cut=st.integers(0, 4), put=st.binary(max_size=4))
 def test_any_damage_to_a_head_is_answered_refused_or_dropped(server: Served, place: int, cut: int, put: bytes) -> None:
-    good = b"POST /?max_tokens=5 HTTP/1.1\r\nHost: here\r\nContent-Type: text/plain\r\nContent-Length: 2\r\n\r\nHi"
+    good = b"POST /?max_tokens=5 HTTP/1.1\r\nHost: localhost\r\nContent-Type: text/plain\r\nContent-Length: 2\r\n\r\nHi"
     with Connection(server.address) as connection:
         connection.send(good[:place] + put + good[place + cut :])
         select.select([connection.socket], [], [], 0.05)

@@ -154,7 +154,7 @@ def test_nul_is_text_like_any_other(steady: Served) -> None:
 
 
 @pytest.mark.parametrize(
-    "request_", [b"GET / HTTP/1.1\r\nHost: a\r\nX-A: b\0c\r\n\r\n", b"GET /\0 HTTP/1.1\r\nHost: a\r\n\r\n"]
+    "request_", [b"GET / HTTP/1.1\r\nHost: localhost\r\nX-A: b\0c\r\n\r\n", b"GET /\0 HTTP/1.1\r\nHost: a\r\n\r\n"]
 )
 def test_nul_in_the_head_is_refused(steady: Served, request_: bytes) -> None:
     """Case 22."""
@@ -293,7 +293,7 @@ def test_template_sent_in_any_other_place_is_refused_or_text(steady: Served) -> 
 
 ROUTES = {
     "GET /nothing": ("GET", "/nothing", 404),
-    "PUT /": ("PUT", "/", 405),
+    "DELETE /": ("DELETE", "/", 405),
     "GET chat": ("GET", CHAT, 405),
     "POST models": ("POST", "/v1/models", 405),
     "DELETE model": ("DELETE", "/v1/models/default", 405),
@@ -314,7 +314,7 @@ def test_unknown_route_is_an_error_object(steady: Served, method: str, path: str
 @pytest.mark.parametrize("value", ["a b", "ä", "x" * 129, "", "\x7f"])
 def test_bad_request_id_is_replaced_and_never_echoed(steady: Served, value: str) -> None:
     """Promise 6: what goes into an answer's headers is ours."""
-    sent = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\nX-Request-Id: " + value.encode() + b"\r\n\r\nHi"
+    sent = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\nX-Request-Id: " + value.encode() + b"\r\n\r\nHi"
     answer = steady.connect().send(sent).answer()
     assert answer.status in (200, 400)
     assert answer.status == 400 or answer.headers["x-request-id"].isalnum()

@@ -18,7 +18,7 @@ from tests.support.served import Served, chat_body, metric_of, until
 
 MIB = 2**20
 ROUTES = ["/", "/v1/chat/completions", "/v1/completions"]
-HEAD = b"POST %b HTTP/1.1\r\nHost: a\r\n%b\r\n\r\n"
+HEAD = b"POST %b HTTP/1.1\r\nHost: localhost\r\n%b\r\n\r\n"
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,9 @@ import requests
 from tests.support.ray_cluster import EXAMPLES, SERVE, RayCluster
 
 
-def replicas(url: str, metric: str) -> dict[str, float]:
+def replicas(url: str, metric: str, headers: dict[str, str] | None = None) -> dict[str, float]:
     """What each replica says of a metric."""
-    page = requests.get(f"{url}/metrics", timeout=20).text
+    page = requests.get(f"{url}/metrics", headers=headers, timeout=20).text
     found = re.findall(rf'^causerie:{metric}{{.*?replica="(\w+)"}} (\S+)$', page, re.MULTILINE)
     return {replica: float(value) for replica, value in found}
 

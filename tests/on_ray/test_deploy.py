@@ -14,6 +14,7 @@ import yaml
 from click import ClickException
 from ray.serve.schema import HTTPOptionsSchema, ServeApplicationSchema, ServeDeploySchema
 
+from causerie.keys import hash_of, new_key
 from causerie.ray import build
 from tests.support.ray_cluster import SERVE as SERVE_COMMAND
 
@@ -21,6 +22,7 @@ ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 SERVE = "serve.yaml"
 SERVICE = "rayservice.yaml"
+KEYS = "/etc/causerie/keys/api-keys"
 
 
 def documents(name: str) -> list[Any]:
@@ -63,10 +65,12 @@ def test_ray_takes_the_serve_config_and_knows_every_key_of_it(name: str) -> None
 
 
 @both
-def test_the_application_takes_its_arguments_and_has_the_deployments_that_are_named(name: str) -> None:
+def test_the_application_takes_its_arguments_and_has_the_deployments_that_are_named(name: str, tmp_path: Path) -> None:
+    keys = tmp_path / "api-keys"
+    keys.write_text(f"alice: {hash_of(new_key().encode())}\n")
     for app in serve_config(name)["applications"]:
         assert app["import_path"] == f"{build.__module__.rpartition('.')[0]}:{build.__name__}"
-        build(app["args"])
+        build({**app["args"], "api_keys_file": str(keys)})
         assert {deployment["name"] for deployment in app.get("deployments", ())} <= {"Ingress", "Engine"}
 
 
@@ -83,6 +87,44 @@ def test_serve_build_writes_a_config_that_serve_deploy_takes(tmp_path: Path) -> 
         "Engine": True,
         "Ingress": True,
     }
+
+
+@both
+def test_whoever_listens_to_everybody_asks_for_keys(name: str) -> None:
+    config = serve_config(name)
+    assert config["http_options"]["host"] == "0.0.0.0"
+    for app in config["applications"]:
+        with pytest.raises(ClickException, match=f"Cannot read the API keys file '{KEYS}'"):
+            build(app["args"])
+
+
+def test_the_key_file_is_where_it_is_looked_for() -> None:
+    (compose,) = documents("compose.yaml")
+    (secret,) = compose["services"]["causerie"]["secrets"]
+    assert secret["target"] == KEYS
+    assert set(compose["secrets"]) == {secret["source"]}
+    folder, _, key = KEYS.rpartition("/")
+    for group in groups():
+        pod = group["template"]["spec"]
+        (mount,) = pod["containers"][0]["volumeMounts"]
+        assert (mount["mountPath"], mount["name"]) == (folder, pod["volumes"][0]["name"])
+        assert (
+            f"kubectl create secret generic {pod['volumes'][0]['secret']['secretName']} --from-file={key}\n"
+            in (DEPLOY / SERVICE).read_text()
+        )
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ({"api_keys": "alice=0123456789abcdef"}, "only the variable CAUSERIE_API_KEYS"),
+        ({"api_keys_file": "/no/such/file"}, "Cannot read the API keys file"),
+        ({"allow_anonymous": "perhaps"}, "--allow-anonymous"),
+    ],
+)
+def test_keys_that_are_wrong_are_one_line(args: dict[str, str], said: str) -> None:
+    with pytest.raises(ClickException, match=said):
+        build(args)
 
 
 def test_an_argument_that_is_wrong_would_be_seen() -> None:

@@ -228,6 +228,18 @@ async def test_what_a_process_that_is_gone_had_asked_for_is_cancelled() -> None:
     await host.stop()
 
 
+async def test_what_a_prompts_own_pieces_put_into_the_cache_does_not_count_as_cached(
+    replicas: Callable[..., Replicas],
+) -> None:
+    desk = await started(replicas("a"))
+    for number, cached in ((1, 0), (2, 192)):
+        desk.engine.submit(number, list(range(200)), ASKED)
+        await desk.end(number)
+        said = [update for update in desk.updates if update.sequence == number and update.ids]
+        assert said[0].cached_tokens == cached
+        assert {update.cached_tokens for update in said[1:]} == {None}
+
+
 async def test_long_prompts_are_read_in_pieces_and_can_be_left_meanwhile(replicas: Callable[..., Replicas]) -> None:
     desk = await started(replicas("a"))
     desk.engine.submit(1, list(range(250)) * 8, ASKED)

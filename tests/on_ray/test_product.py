@@ -6,12 +6,15 @@ import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import requests
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
+from websockets.typing import Subprotocol
 
+from causerie.keys import hash_of, new_key
 from tests.on_ray.product import deploy, kill, pids, replicas, socket_url, story
 from tests.support.ray_cluster import EXAMPLES, SERVE, Bot, RayCluster, serve_run, until
 from tests.support.scenarios import FINISHED, SCENARIOS, Scenario, converse, until_nothing_runs
@@ -200,3 +203,27 @@ def test_a_rolling_update_cuts_no_stream_that_can_finish_and_closes_idle_sockets
         updated.result()
     until(lambda: before.isdisjoint(pids(cluster, "Engine") + pids(cluster, "Ingress")), 60)
     assert story(url, 5).text
+
+
+def test_keys_are_asked_for_and_any_name_will_do(url: str, cluster: RayCluster, tmp_path: Path) -> None:
+    """The last test here: it leaves a server without a model."""
+    file, key = tmp_path / "keys", new_key()
+    file.write_text(f"alice: {hash_of(key.encode())}\n")
+    file.chmod(0o600)
+    deploy(cluster, "causerie.ray:build", "engine=scripted", f"api_keys_file={file}")
+    file.unlink()
+    until(lambda: requests.get(f"{url}/v1/models", timeout=20).status_code == 401, 60)
+    headers = {"Authorization": f"Bearer {key}"}
+    refused = requests.post(f"{url}/v1/completions", json={"prompt": "Hi"}, timeout=20)
+    assert (refused.headers["www-authenticate"], refused.json()["error"]["code"]) == ("Bearer", "invalid_api_key")
+    assert requests.get(f"{url}/ready", timeout=20).status_code == 200
+    with pytest.raises(InvalidStatus) as caught:
+        connect(socket_url(url)).close()
+    assert caught.value.response.status_code == 401
+    offered = [Subprotocol("causerie.chat"), Subprotocol(f"openai-insecure-api-key.{key}")]
+    with connect(socket_url(url), subprotocols=offered) as chat:
+        assert chat.subprotocol == "causerie.chat"
+        chat.send("Hi")
+        assert chat.recv(20)
+    assert requests.get(f"{url}/v1/models", headers=headers | {"Host": "chat.example.org"}, timeout=20).ok
+    assert replicas(url, "engine_steps", headers)

@@ -156,6 +156,7 @@ async def test_heartbeats_fill_the_wait_in_the_queue() -> None:
         await running.head()
         waiting = await send(url, "POST", CHAT, chat_body(stream=True))
         assert await waiting.head() == 200
+        assert (await waiting.chunk()).startswith(b": queued, 0 before you, about ")
         assert await waiting.chunk() == b": keep-alive\n\n"
         assert await waiting.chunk() == b": keep-alive\n\n"
         running.reset()
@@ -206,7 +207,7 @@ async def test_invalid_request_id_is_replaced() -> None:
     [
         ("GET", "/nope", 404),
         ("GET", CHAT, 405),
-        ("PUT", "/", 405),
+        ("DELETE", "/", 405),
         ("POST", "/v1/models", 405),
         ("GET", "/v1/models/nope", 404),
         ("POST", CHAT, 400),

@@ -34,7 +34,7 @@ async def test_client_that_expects_100_is_refused_before_it_sends() -> None:
 async def test_endless_chunks_are_refused_and_the_connection_closed() -> None:
     async with running_server(service_with(says("a"), settings=Settings(max_body_bytes=2048))) as url:
         response = await connect(url)
-        head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+        head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
         response.writer.write(head.encode())
         for _ in range(200):
             response.writer.write(b"400\r\n" + b"x" * 1024 + b"\r\n")
@@ -55,7 +55,7 @@ async def test_headers_over_their_cap_are_refused() -> None:
     async with running_server(service_with(says("a"))) as url:
         for end in (b"\r\n\r\n", b""):
             response = await connect(url)
-            response.writer.write(b"GET / HTTP/1.1\r\nHost: x\r\nX-Big: " + b"a" * 80_000 + end)
+            response.writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\nX-Big: " + b"a" * 80_000 + end)
             assert await response.head() == 431
             assert (await response.json())["error"]["code"] == "request_too_large"
 
@@ -74,3 +74,33 @@ async def test_malformed_host_is_refused(host: str) -> None:
         response = await send(url, "GET", "/v1/models", headers={"Host": host})
         assert await response.head() == 400
         assert (await response.json())["error"]["param"] == "Host"
+
+
+async def status_for(url: str, host: str) -> int:
+    return await (await send(url, "GET", "/v1/models", headers={"Host": host})).head()
+
+
+HERE = ["localhost", "localhost:8000", "LOCALHOST", "127.0.0.1", "127.0.0.1:1", "[::1]", "[::1]:80", "192.168.1.5"]
+
+
+@pytest.mark.parametrize("host", HERE)
+async def test_host_that_no_page_can_make_up_is_answered(host: str) -> None:
+    async with running_server(service_with(says("a"))) as url:
+        assert await status_for(url, host) == 200
+
+
+@pytest.mark.parametrize("host", ["evil.example", "localhost.evil.example:8000", "127.0.0.1.evil.example", "127.1"])
+async def test_name_that_is_not_ours_is_refused(host: str) -> None:
+    service = service_with(says("a"))
+    async with running_server(service) as url:
+        response = await send(url, "GET", "/v1/models", headers={"Host": host})
+        assert await response.head() == 400
+        assert (await response.json())["error"]["code"] == "unknown_host"
+    assert b'admission_rejections_total{reason="unknown_host"} 1.0' in service.metrics.render()
+
+
+@pytest.mark.parametrize(("allowed", "status"), [("chat.example.org", 200), ("*", 200), ("other.example", 400)])
+async def test_names_that_are_allowed_are_answered(allowed: str, status: int) -> None:
+    async with running_server(service_with(says("a"), settings=Settings(allowed_hosts=allowed))) as url:  # type: ignore[arg-type]
+        assert await status_for(url, "Chat.example.org:8000") == status
+        assert await status_for(url, "localhost") == 200

@@ -6,11 +6,12 @@ import re
 from pathlib import Path
 
 import pytest
+from openai.types.responses.response_create_params import ResponseCreateParamsBase
 
 from causerie.chat.metrics import Metrics
 from causerie.types import FinishReason
 from causerie.web.errors import MEANINGS
-from causerie.wire import completions, sampling
+from causerie.wire import completions, conversations, options, queries, responses_request, sampling
 from causerie.wire.chat_socket import MAX_PENDING_TURNS, SENTINEL
 
 DOC = (Path(__file__).parents[2] / "docs" / "protocols.md").read_text(encoding="utf-8")
@@ -34,6 +35,7 @@ def test_every_metric_is_named() -> None:
     metrics.watch(running=lambda: 0, waiting=lambda: 0, kv_usage=lambda: 0)
     metrics.rejected("overloaded")
     metrics.failed("engine_error")
+    metrics.cache_missed("evicted")
     metrics.finished(FinishReason.STOP, 1, 1, 1.0)
     exposed = set(re.findall(r"^# HELP (\S+)", metrics.render().decode(), re.MULTILINE))
     named = {name.partition("{")[0] for name in re.findall(r"`(causerie:[^`]+)`", DOC)} - {"causerie:"}
@@ -49,3 +51,14 @@ def test_limits_are_the_ones_in_force() -> None:
         f"{sampling.MAX_STOP_TOKEN_IDS:,} stop token ids, {sampling.MAX_LOGPROBS} `top_logprobs`" in words
     )
     assert all(f"`{name}`" in words for name in sampling.SAMPLING_NAMES)
+    assert (
+        f"{responses_request.MAX_ITEMS:,} input items, {options.MAX_METADATA} `metadata` pairs of "
+        f"{options.MAX_METADATA_KEY} and {options.MAX_METADATA_VALUE} characters, {conversations.MAX_ADDED} items "
+        f"added to a conversation at a time, {queries.MAX_PAGE} items a page" in words
+    )
+
+
+@pytest.mark.parametrize("name", ResponseCreateParamsBase.__annotations__)
+def test_every_parameter_of_a_response_that_means_something_is_named(name: str) -> None:
+    refused = {"access_programs", "background_options", "context_management", "image", "prompt_cache_options"}
+    assert f"`{name}`" in DOC or f"`{name}: " in DOC or name in refused

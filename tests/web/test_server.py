@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 from websockets.asyncio.client import connect
@@ -196,11 +197,24 @@ def test_port_of_the_system_is_refused_with_the_remedy(monkeypatch: pytest.Monke
 
 def test_host_that_is_not_ours_is_refused() -> None:
     for host in ("no.such.host.invalid", "192.0.2.1"):
-        with pytest.raises(ConfigError) as caught:
-            bind(Settings(host=host, port=0))
+        with pytest.raises(ConfigError, match="Cannot listen") as caught:
+            bind(Settings(host=host, port=0, allow_anonymous=True))
         assert caught.value.param == "host"
 
 
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1"])
+def test_others_are_not_listened_to_without_keys(host: str) -> None:
+    with pytest.raises(ConfigError, match=r"causerie keys add.*--allow-anonymous") as caught:
+        bind(Settings(host=host, port=0))
+    assert caught.value.param == "host"
+
+
+@pytest.mark.parametrize("chosen", [{"allow_anonymous": True}, {"api_keys": "alice=0123456789abcdef"}])
+def test_others_are_listened_to_when_that_is_said_or_keys_are_asked_for(chosen: dict[str, Any]) -> None:
+    with contextlib.closing(bind(Settings(host="0.0.0.0", port=0, **chosen))) as sock:
+        assert sock.getsockname()[0] == "0.0.0.0"
+
+
 def test_url_is_one_that_a_client_can_use() -> None:
-    with contextlib.closing(bind(Settings(host="0.0.0.0", port=0))) as sock:
+    with contextlib.closing(bind(Settings(host="0.0.0.0", port=0, allow_anonymous=True))) as sock:
         assert url_of(sock) == f"http://127.0.0.1:{sock.getsockname()[1]}"

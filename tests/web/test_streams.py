@@ -11,7 +11,7 @@ from causerie.chat.log import ResponseLog
 from causerie.config import Settings
 from causerie.errors import EngineError
 from causerie.types import CancelCause, Failed, Finished, FinishReason, Part, Queued, TextDelta, Usage
-from causerie.web.openai import _EventStream
+from causerie.web.openai import EventStream
 from causerie.web.requests import ClientGone
 from causerie.web.streams import CONNECTION, ResponseCut, StreamedAnswer, read_to_end
 from causerie.web.textbot import PlainText
@@ -60,9 +60,11 @@ class Client:
         return bool(self.messages) and self.messages[-1].get("more_body") is False
 
     def answer(self, *, sse: bool = False, connected: bool = True, **settings: Any) -> asyncio.Task[None]:
-        chunks = _EventStream(Chunks(Heading("chat", "r", 0, "m", 1), include_usage=False))
+        chunks = EventStream(Chunks(Heading("chat", "r", 0, "m", 1), include_usage=False))
         encoder = chunks if sse else PlainText()
-        answer = StreamedAnswer(self.log, encoder, [], Settings(**settings), heartbeat=b": beat\n\n" if sse else None)
+        answer = StreamedAnswer(
+            self.log.reader(), encoder, [], Settings(**settings), heartbeat=b": beat\n\n" if sse else None
+        )
         scope = {"extensions": {CONNECTION: self}} if connected else {}
         return asyncio.create_task(answer(scope, self.receive, self.send))
 
@@ -222,7 +224,9 @@ async def test_reader_that_lags_gets_what_it_missed_in_one_piece() -> None:
 async def test_answer_read_to_its_end() -> None:
     client = Client()
     seen: list[str] = []
-    task = asyncio.create_task(read_to_end(client.log, client.receive, lambda event: seen.append(event.parts[0].text)))
+    task = asyncio.create_task(
+        read_to_end(client.log.reader(), client.receive, lambda event: seen.append(event.parts[0].text))
+    )
     client.log.append(delta("a"))
     await settle()
     client.log.append(FINISHED)
@@ -231,7 +235,7 @@ async def test_answer_read_to_its_end() -> None:
 
 async def test_client_that_leaves_an_unstreamed_answer_frees_it() -> None:
     client = Client()
-    task = asyncio.create_task(read_to_end(client.log, client.receive, lambda event: None))
+    task = asyncio.create_task(read_to_end(client.log.reader(), client.receive, lambda event: None))
     await settle()
     client.left.set()
     with pytest.raises(ClientGone):
@@ -243,4 +247,4 @@ async def test_failure_of_an_unstreamed_answer_is_raised() -> None:
     client = Client()
     client.log.append(Failed(EngineError("No.")))
     with pytest.raises(EngineError):
-        await read_to_end(client.log, client.receive, lambda event: None)
+        await read_to_end(client.log.reader(), client.receive, lambda event: None)

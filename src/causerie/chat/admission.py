@@ -20,7 +20,7 @@ _LONGEST_RETRY_AFTER = 60
 class Ticket:
     """One request's place: waiting, then running, then released. Made by ``Admission.enter``."""
 
-    __slots__ = ("_admission", "_granted", "_since", "kv_tokens", "on_granted", "sequences")
+    __slots__ = ("_admission", "_granted", "_since", "kv_tokens", "on_granted", "on_moved", "sequences")
 
     def __init__(self, admission: Admission) -> None:
         self._admission = admission
@@ -29,6 +29,8 @@ class Ticket:
         self.sequences = 0
         self.kv_tokens = 0
         self.on_granted: Callable[[], None] | None = None
+        self.on_moved: Callable[[int], None] | None = None
+        """Called with its position when somebody has left the queue, while it waits itself."""
 
     @property
     def granted(self) -> bool:
@@ -38,6 +40,10 @@ class Ticket:
     def position(self) -> int:
         """How many wait before this one; 0 is next. Only while it waits."""
         return self._admission._position(self)
+
+    def estimated_wait(self, position: int) -> float:
+        """Seconds until the turn of whoever is at ``position``, if those before take as long as others did lately."""
+        return self._admission._wait_behind(position)
 
     def request(self, sequences: int, kv_tokens: int, on_granted: Callable[[], None]) -> None:
         """Say what it takes; ``on_granted`` is called once, perhaps before this returns.
@@ -103,8 +109,10 @@ class Admission:
         self._closed = True
 
     def _retry_after(self) -> int:
-        turns = (len(self._waiting) + 1) / self.max_sequences
-        return max(1, min(_LONGEST_RETRY_AFTER, math.ceil(turns * self._seconds_held)))
+        return max(1, min(_LONGEST_RETRY_AFTER, math.ceil(self._wait_behind(len(self._waiting)))))
+
+    def _wait_behind(self, others: int) -> float:
+        return (others + 1) / self.max_sequences * self._seconds_held
 
     def _check(self, sequences: int, kv_tokens: int) -> None:
         if sequences > self.max_sequences:
@@ -119,6 +127,17 @@ class Admission:
             )
 
     def _grant(self) -> None:
+        before = len(self._waiting)
+        self._start_next()
+        self._tell_moved(before)
+
+    def _tell_moved(self, before: int) -> None:
+        if len(self._waiting) < before:
+            for position, ticket in enumerate(list(self._waiting)):
+                if ticket.on_moved is not None:
+                    ticket.on_moved(position)
+
+    def _start_next(self) -> None:
         self._blocked = False
         for ticket in [ticket for ticket in self._waiting if ticket.on_granted is not None]:
             # A callback may have released it, or granted it by releasing another.
@@ -158,7 +177,8 @@ class Admission:
             self._give_back(ticket, ticket.sequences, ticket.kv_tokens)
         elif ticket in self._waiting:
             del self._waiting[ticket]
-            self._grant()
+            self._start_next()
+            self._tell_moved(len(self._waiting) + 1)
 
     def _position(self, ticket: Ticket) -> int:
         return next((index for index, other in enumerate(self._waiting) if other is ticket), 0)

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
+from causerie.errors import CauserieError
 from causerie.types import CancelCause, Event, Failed, Finished, Part, TextDelta
 
 
@@ -23,9 +24,16 @@ class Numbered(NamedTuple):
     event: Event
 
 
+class Recorder(Protocol):
+    """Whoever keeps a log's events. It calls ``committed`` or ``break_off`` in its own time."""
+
+    def add(self, log: ResponseLog, number: int, event: Event) -> None: ...
+
+
 class ResponseLog:
     """What happened to one response so far, and what is still to come.
 
+    With a ``recorder`` readers see an event only once it is ``committed``: what a client has seen is kept.
     ``on_cancel`` is told once, when the response is cancelled before it ended. ``on_abandoned`` is told each
     time the last reader leaves; what that means is its policy (leaving and stopping are two verbs).
     """
@@ -34,12 +42,24 @@ class ResponseLog:
         self,
         id: str,  # noqa: A002
         *,
+        owner: str = "",
         on_cancel: Callable[[CancelCause], None],
         on_abandoned: Callable[[ResponseLog], None],
+        on_broken: Callable[[CauserieError], None] = lambda _: None,
+        recorder: Recorder | None = None,
+        outlives_readers: bool = False,
     ) -> None:
         self.id = id
+        self.owner = owner
+        self.outlives_readers = outlives_readers
+        """Whether it may go on without any; then one that is slow does not end it either."""
         self.created = int(time.time())
+        self.ended_at = 0.0
+        """Unix time of the terminal event, once it is there."""
         self._events: list[Event] = []
+        self._visible = 0
+        self._recorder = recorder
+        self._on_broken = on_broken
         self._readers: set[Reader] = set()
         self._on_cancel = on_cancel
         self._on_abandoned = on_abandoned
@@ -50,8 +70,22 @@ class ResponseLog:
 
     @property
     def ended(self) -> bool:
-        """Whether the terminal event is there."""
+        """Whether the terminal event is there, seen by readers or not yet."""
         return bool(self._events) and isinstance(self._events[-1], Finished | Failed)
+
+    @property
+    def closed(self) -> bool:
+        """Whether readers can see the terminal event."""
+        return self.ended and self._visible == len(self._events)
+
+    @property
+    def events(self) -> Sequence[Event]:
+        """All so far, also what readers cannot see yet."""
+        return self._events
+
+    def history(self) -> list[Numbered]:
+        """What readers can see so far, unmerged."""
+        return [Numbered(number, event) for number, event in enumerate(self._events[: self._visible], 1)]
 
     @property
     def reader_count(self) -> int:
@@ -62,9 +96,33 @@ class ResponseLog:
         if self.ended:
             raise RuntimeError(f"response {self.id} has ended; {type(event).__name__} came after its terminal event")
         self._events.append(event)
+        if isinstance(event, Finished | Failed):
+            self.ended_at = time.time()
+        number = len(self._events)
+        if self._recorder is None:
+            self._show(number)
+        else:
+            self._recorder.add(self, number, event)
+        return number
+
+    def committed(self, number: int) -> None:
+        """The recorder has kept everything up to ``number``."""
+        if self._recorder is not None:
+            self._show(number)
+
+    def break_off(self, error: CauserieError) -> None:
+        """The recorder cannot keep what is not committed yet: nobody sees that, and the log ends as failed."""
+        if self._recorder is not None and not self.closed:
+            self._recorder = None
+            del self._events[self._visible :]
+            self._on_broken(error)
+            if not self.ended:
+                self.append(Failed(error))
+
+    def _show(self, number: int) -> None:
+        self._visible = number
         for reader in self._readers:
             reader._wake()
-        return len(self._events)
 
     def reader(self, after: int = 0) -> Reader:
         """A cursor that gives the events numbered above ``after``, those to come included."""
@@ -86,6 +144,24 @@ class ResponseLog:
                 self._on_abandoned(self)
 
 
+class EventReader(Protocol):
+    """One consumer's way through a response's events, whether they come from a log or from a store."""
+
+    def __aiter__(self) -> EventReader: ...
+
+    async def __anext__(self) -> Numbered: ...
+
+    async def aclose(self) -> None: ...
+
+    @property
+    def at_end(self) -> bool:
+        """Whether the terminal event is behind it."""
+        ...
+
+    def give_up(self) -> None:
+        """Its client takes nothing."""
+
+
 class Reader:
     """An async iterator over a log's events, from a number on. One consumer; ends after the terminal event.
 
@@ -104,22 +180,22 @@ class Reader:
         return self
 
     async def __anext__(self) -> Numbered:
-        events = self._log._events
-        while self._cursor >= len(events):
-            if self._log.ended or self not in self._log._readers:
+        log = self._log
+        while self._cursor >= log._visible:
+            if log.closed or self not in log._readers:
                 raise StopAsyncIteration
             self._waiter = asyncio.get_running_loop().create_future()
             try:
                 await self._waiter
             finally:
                 self._waiter = None
-        return self._take(events)
+        return self._take(log._events, log._visible)
 
-    def _take(self, events: list[Event]) -> Numbered:
+    def _take(self, events: list[Event], visible: int) -> Numbered:
         first = events[self._cursor]
         end = self._cursor + 1
         if isinstance(first, TextDelta):
-            while end < len(events) and isinstance(events[end], TextDelta):
+            while end < visible and isinstance(events[end], TextDelta):
                 end += 1
             missed = [event for event in events[self._cursor : end] if isinstance(event, TextDelta)]
             first = first if len(missed) == 1 else merge(missed)
@@ -133,6 +209,15 @@ class Reader:
     async def aclose(self) -> None:
         """Leave. The response goes on or not as its policy says; safe to call twice."""
         self._log._leave(self)
+
+    @property
+    def at_end(self) -> bool:
+        return self._log.closed and self._cursor >= self._log._visible
+
+    def give_up(self) -> None:
+        """Its client takes nothing: end the response, unless that may go on without readers."""
+        if not self._log.outlives_readers:
+            self._log.cancel(CancelCause.SLOW_READER)
 
     async def __aenter__(self) -> Reader:
         return self

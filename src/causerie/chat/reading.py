@@ -14,36 +14,66 @@ from causerie.engines.base import EndReason, Engine, Update
 
 
 class Reading:
-    """One prompt on its way into the cache: its first ``until`` tokens."""
+    """One prompt on its way into the cache: its first ``until`` tokens, ``piece`` at a time."""
 
-    __slots__ = ("done", "ids", "on_progress", "on_ready", "sequence", "until")
+    __slots__ = ("_all_found", "_cached", "done", "end", "ids", "on_progress", "on_ready", "piece", "sequence", "until")
 
     def __init__(
         self,
         ids: Sequence[int],
         until: int,
         done: int,
+        piece: int,
         on_progress: Callable[[int], None],
         on_ready: Callable[[Update | None], None],
     ) -> None:
         self.ids = ids
         self.until = until
         self.done = done
+        self.piece = piece
         self.on_progress = on_progress
         self.on_ready = on_ready
         self.sequence: int | None = None
+        self.end = done
+        """Where the piece ends that is being read, or was last."""
+        self._cached: int | None = None
+        self._all_found = True
+
+    def cached_before(self, cached: int | None) -> int | None:
+        """How much of the prompt was in the cache before any of it was read here; None where the engine cannot say.
+
+        ``cached`` is what the engine found of the request that follows: mostly what was read for it here.
+        """
+        return cached if self._all_found else self._cached
+
+    def found(self, cached: int | None) -> None:
+        """The engine says how much of the piece was in the cache; a token at least is always computed again."""
+        if self._all_found:
+            self._cached = cached
+            self._all_found = cached is not None and cached >= self.end - 1
 
 
 class PromptReader:
-    """Takes turns between the prompts that are being read. Runs on the event loop; ``update`` is fed by the service."""
+    """Takes turns between the prompts that are being read. Runs on the event loop; ``update`` is fed by the service.
 
-    def __init__(self, engine: Engine, *, piece: int, next_sequence: Callable[[], int]) -> None:
+    ``ahead`` gives a piece of something that nobody waits for yet, if there is one; see ``wake``.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        piece: int,
+        next_sequence: Callable[[], int],
+        ahead: Callable[[], Reading | None] = lambda: None,
+    ) -> None:
         block = engine.info.prefix_block
         self._engine = engine
         self._block = block
         # A cache keeps whole blocks only, so a piece that ended inside one would be read again.
         self._piece = max(block, piece // block * block) if block else 0
         self._next_sequence = next_sequence
+        self._ahead = ahead
         self._turns: deque[Reading] = deque()
         self._in_flight: Reading | None = None
 
@@ -68,20 +98,24 @@ class PromptReader:
         known = min(self._engine.cached(ids), until)
         if until - known <= 0 or (not whole and len(ids) - known <= self._piece):
             return None
-        reading = Reading(ids, until, known, on_progress, on_ready)
+        reading = Reading(ids, until, known, self._piece, on_progress, on_ready)
         self._turns.append(reading)
         self._next_piece()
         return reading
 
     def cancel(self, reading: Reading, on_stopped: Callable[[], None]) -> None:
-        """Read no more of it. Its callbacks are not called any more; ``on_stopped`` is, once the engine is done."""
+        """Read no more of it. Its callbacks are not called any more; ``on_stopped`` is, once the engine is done.
+
+        Only for one whose ``on_ready`` was not called.
+        """
         if reading in self._turns:
             self._turns.remove(reading)
             on_stopped()
-        elif reading is self._in_flight and reading.sequence is not None:
-            reading.on_progress = lambda _: None
-            reading.on_ready = lambda _: on_stopped()
-            reading.until = 0
+            return
+        reading.on_progress = lambda _: None
+        reading.on_ready = lambda _: on_stopped()
+        reading.until = 0
+        if reading.sequence is not None:
             self._engine.cancel(reading.sequence)
 
     def update(self, update: Update) -> bool:
@@ -94,7 +128,8 @@ class PromptReader:
         self._in_flight = None
         reading.sequence = None
         if update.ended is EndReason.PREFILLED:
-            reading.done = min(reading.done + self._piece, max(reading.until, reading.done))
+            reading.found(update.cached_tokens)
+            reading.done = min(reading.done + reading.piece, max(reading.until, reading.done))
             reading.on_progress(reading.done)
             if reading.done < reading.until:
                 self._turns.append(reading)
@@ -105,9 +140,15 @@ class PromptReader:
         self._next_piece()
         return True
 
+    def wake(self) -> None:
+        """Where no piece is in flight and none is waiting, take one that is read ahead."""
+        if self._in_flight is None and not self._turns and (reading := self._ahead()) is not None:
+            self._turns.append(reading)
+            self._next_piece()
+
     def _next_piece(self) -> None:
         if self._in_flight is None and self._turns:
             reading = self._in_flight = self._turns.popleft()
             reading.sequence = self._next_sequence()
-            end = min(reading.done + self._piece, reading.until)
-            self._engine.prefill(reading.sequence, reading.ids[:end])
+            reading.end = min(reading.done + reading.piece, reading.until)
+            self._engine.prefill(reading.sequence, reading.ids[: reading.end])

@@ -14,12 +14,14 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from causerie.chat.admission import Admission, Ticket
+from causerie.chat.ahead import ReadAhead, Spare
+from causerie.chat.buffer import OnPrefilled, OpenPrompt, Typing
 from causerie.chat.choice import Choice
-from causerie.chat.intake import Encoded, Intake, characters
-from causerie.chat.log import ResponseLog
+from causerie.chat.intake import ENCODE_INLINE, Encoded, Intake, characters
+from causerie.chat.log import Recorder, ResponseLog
 from causerie.chat.metrics import Metrics
-from causerie.chat.reading import PromptReader
-from causerie.chat.response import Response
+from causerie.chat.response import Response, Turn
+from causerie.chat.streams import Streams
 from causerie.config import Settings
 from causerie.engines.base import Engine, EngineInfo, Update
 from causerie.errors import (
@@ -29,12 +31,10 @@ from causerie.errors import (
     ShuttingDown,
 )
 from causerie.text.model import TextModel
+from causerie.text.turns import Seen
 from causerie.types import CancelCause, GenerationRequest, SamplingParams, TextPrompt
 
 logger = logging.getLogger("causerie.chat")
-
-_ENCODE_INLINE = 4096
-"""Prompts of fewer characters are encoded on the loop: handing them to a thread costs more."""
 
 
 class ChatService:
@@ -51,18 +51,23 @@ class ChatService:
         """Why it is this engine, for whoever starts the server."""
         self.settings = settings
         self.metrics = Metrics()
-        self.reader = PromptReader(engine, piece=settings.prefill_piece, next_sequence=self._next_sequence)
         self._numbers = itertools.count(1)
         self._admission = Admission(
             max_sequences=min(settings.max_batch_size, info.max_sequences),
             kv_tokens=info.kv_tokens,
             max_waiting=settings.max_waiting,
         )
-        self._responses: dict[str, Response | None] = {}
+        self.streams = Streams(window=settings.resume_window, capacity=settings.max_batch_size + settings.max_waiting)
+        """The responses that outlive their readers."""
+        self._responses: dict[tuple[str, str], Response | None] = {}
         self._sequences: dict[int, tuple[Response, Choice]] = {}
         self._lingering: dict[ResponseLog, None] = {}
         self._intake = Intake(text, info, settings)
         self._encoders = ThreadPoolExecutor(2, thread_name_prefix="causerie-encode")
+        self._ahead = ReadAhead(
+            engine, self._intake, self._encoders, settings, next_sequence=self._next_sequence, spare=self._spare
+        )
+        self.reader = self._ahead.reader
         self._loop: asyncio.AbstractEventLoop | None = None
         self._idle: asyncio.Future[None] | None = None
         self._probe: tuple[int, asyncio.Future[None]] | None = None
@@ -109,7 +114,9 @@ class ChatService:
         """End what still runs, then the engine. Safe to call twice, and without ``start``."""
         self._draining = True
         self._admission.close()
+        self._ahead.close()
         self._fail_all()
+        self.streams.close()
         await asyncio.to_thread(self.engine.stop)
         await asyncio.sleep(0)  # The engine's last delivery is already scheduled on this loop.
         self._encoders.shutdown(wait=False, cancel_futures=True)
@@ -133,13 +140,18 @@ class ChatService:
         """Let so much run from now on, where the engine's size changes; what runs already stays."""
         self._admission.resize(max_sequences=max_sequences, kv_tokens=kv_tokens)
 
-    async def create(self, request: GenerationRequest) -> ResponseLog:
+    async def create(
+        self, request: GenerationRequest, recorder: Recorder | None = None, turn: Turn | None = None
+    ) -> ResponseLog:
         """Take a request in; returns its log as soon as it waits or runs.
+
+        ``recorder`` keeps the log's events. ``turn`` is for one that continues a conversation, or will be continued.
 
         Raises, in this order: DuplicateRequest, ShuttingDown or Overloaded before anything is computed;
         InvalidRequest, ContextLengthExceeded or UnsupportedParameter after. The caller takes a reader at once,
-        and closes it in a ``finally``: when the last reader leaves, the response is cancelled.
+        and closes it in a ``finally``. What becomes of the response when the last one leaves, ``on_disconnect`` says.
         """
+        key = request.owner, request.id
         try:
             ticket = self._enter(request)
         except CauserieError as error:
@@ -148,28 +160,46 @@ class ChatService:
         try:
             arrived = time.perf_counter()
             self._intake.check(request)
-            prompt = await self._encode(request, ticket)
+            prompt = await self._encode(request, ticket, None if turn is None else turn.seen)
             if self._ended:
                 raise ShuttingDown("The server shut down before this request was begun.", retry_after=5)
             sampling = self._intake.fit(request, len(prompt.ids))
             log = ResponseLog(
                 request.id,
+                owner=request.owner,
                 on_cancel=lambda cause: response.cancel(cause),
                 on_abandoned=self._abandoned,
+                on_broken=lambda error: response.broken(error),
+                recorder=recorder,
+                outlives_readers=request.on_disconnect.grace != 0,
             )
-            response = Response(self, request, log, ticket, prompt, sampling, arrived)
-            self._responses[request.id] = response
+            response = Response(self, request, log, ticket, prompt, sampling, arrived, turn)
+            self._responses[key] = response
+            if log.outlives_readers:
+                self.streams.keep(log, request)
             response.enqueue()
         except BaseException as error:
             # An encoding thread that is still at work keeps its place until it is done; see _encode.
             if not isinstance(error, asyncio.CancelledError):
                 ticket.release()
-            self._forget(request.id)
+            self._forget(key)
             if isinstance(error, CauserieError):
                 self.metrics.rejected(error.code)
             raise
         self.metrics.submitted()
         return log
+
+    def typing(
+        self, prompt: OpenPrompt, *, limit: int | None = None, on_prefilled: OnPrefilled | None = None
+    ) -> Typing:
+        """A buffer for a prompt that is still being written, which the engine reads ahead when it can.
+
+        ``prompt`` is what there is of it already: the conversation with the message that is being written as its
+        last, or plain text. ``limit`` bounds its characters (default: ``max_typed_characters``). ``on_prefilled`` is
+        told of the reading's progress. Nothing is admitted: the committed prompt is for ``create``.
+        """
+        limit = self.settings.max_typed_characters if limit is None else limit
+        return Typing(self._ahead, prompt, limit=limit, on_prefilled=on_prefilled)
 
     async def check_decode(self, timeout: float) -> bool:
         """Whether the engine decodes within ``timeout`` seconds: for anybody, or a fixed prompt past the queue."""
@@ -193,8 +223,10 @@ class ChatService:
     def settled(self, response: Response) -> None:
         """Forget a response that is over for the engine; its log lives on with its readers."""
         log = response.log
-        if self._responses.get(log.id) is response:
-            self._forget(log.id)
+        key = log.owner, log.id
+        if self._responses.get(key) is response:
+            self._forget(key)
+        self.streams.ended(log)
         if log.reader_count:
             self._lingering[log] = None
 
@@ -202,7 +234,8 @@ class ChatService:
         return next(self._numbers)
 
     def _enter(self, request: GenerationRequest) -> Ticket:
-        if request.id in self._responses:
+        key = request.owner, request.id
+        if key in self._responses:
             raise DuplicateRequest(f"A request with the id {request.id!r} is still running.", param="request_id")
         if not self.ready:
             raise ShuttingDown("The server is not ready, or is shutting down.", retry_after=5)
@@ -210,17 +243,26 @@ class ChatService:
         if len(self._lingering) >= limit:
             raise Overloaded(f"{limit} finished answers are still being read. Try again later.")
         ticket = self._admission.enter()
-        self._responses[request.id] = None
+        self._responses[key] = None
         return ticket
 
-    def _forget(self, request_id: str) -> None:
-        self._responses.pop(request_id, None)
+    def _spare(self) -> Spare | None:
+        """What reading ahead may take: nothing while anybody waits for a turn or for a first token."""
+        waits = self._admission.waiting or any(choice.last_time is None for _, choice in self._sequences.values())
+        if waits or not self.ready:
+            return None
+        return Spare(self._admission.kv_tokens - self._admission.kv_tokens_reserved, alone=not self._sequences)
+
+    def _forget(self, key: tuple[str, str]) -> None:
+        self._responses.pop(key, None)
+        self._ahead.go_on()
         if self._idle is not None and not self._responses and not self._idle.done():
             self._idle.set_result(None)
 
     def _abandoned(self, log: ResponseLog) -> None:
         self._lingering.pop(log, None)
-        log.cancel(CancelCause.CLIENT)
+        if not self.streams.abandoned(log):
+            log.cancel(CancelCause.CLIENT)
 
     def _fail_all(self) -> None:
         self._ended = True
@@ -228,15 +270,15 @@ class ChatService:
             if response is not None:
                 response.fail(ShuttingDown("The server shut down before this answer was finished.", retry_after=5))
 
-    async def _encode(self, request: GenerationRequest, ticket: Ticket) -> Encoded:
-        if characters(request.prompt) < _ENCODE_INLINE:
-            return self._intake.encode(request)
-        future = asyncio.get_running_loop().run_in_executor(self._encoders, self._intake.encode, request)
+    async def _encode(self, request: GenerationRequest, ticket: Ticket, seen: Seen | None) -> Encoded:
+        if characters(request.prompt) < ENCODE_INLINE:
+            return self._intake.encode(request, seen)
+        future = asyncio.get_running_loop().run_in_executor(self._encoders, self._intake.encode, request, seen)
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
             # The thread cannot be stopped; releasing the place before would let a hasty client pile threads up.
-            future.add_done_callback(lambda done: _release_after(done, ticket))
+            future.add_done_callback(lambda done: self._release_after(done, ticket))
             raise
 
     def _deliver(self, updates: Sequence[Update]) -> None:
@@ -266,6 +308,7 @@ class ChatService:
         for response in touched:
             with response.contained():
                 response.flush()
+        self._ahead.go_on()
 
     def _on_other(self, update: Update) -> None:
         if self._probe is not None and self._probe[0] == update.sequence:
@@ -274,8 +317,8 @@ class ChatService:
         else:
             self.reader.update(update)
 
-
-def _release_after(encoding: asyncio.Future[Encoded], ticket: Ticket) -> None:
-    ticket.release()
-    if not encoding.cancelled():
-        encoding.exception()  # Looked at, so that asyncio does not complain: nobody waits for it any more.
+    def _release_after(self, encoding: asyncio.Future[Encoded], ticket: Ticket) -> None:
+        ticket.release()
+        self._ahead.go_on()
+        if not encoding.cancelled():
+            encoding.exception()  # Looked at, so that asyncio does not complain: nobody waits for it any more.

@@ -9,6 +9,7 @@ import click
 import causerie as package
 from causerie.cli.ask import ask
 from causerie.cli.chat import chat
+from causerie.cli.keys import keys
 from causerie.cli.main import INTERRUPTED, PIPE_CLOSED, Leave
 from causerie.cli.pull import pull
 from causerie.cli.serve import serve
@@ -51,5 +52,5 @@ def causerie(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for command in (serve, ask, chat, pull):
+for command in (serve, ask, chat, pull, keys):
     causerie.add_command(command)

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args, get_origin
 import click
 from pydantic.fields import FieldInfo
 
-from causerie.config import ENV_PREFIX, Settings, load_settings
+from causerie.config import ENV_PREFIX, SECRETS, Settings, load_settings
 from causerie.errors import ConfigError, InvalidRequest
 from causerie.wire.fields import QueryFields
 from causerie.wire.sampling import Limits, take_sampling
@@ -26,7 +26,7 @@ def setting_options(*names: str) -> Callable[[Command], Command]:
 
     The command gets ``flags``, the settings that were given, and ``config``, for ``load``.
     """
-    chosen = names or tuple(Settings.model_fields)
+    chosen = names or tuple(name for name in Settings.model_fields if name not in SECRETS)
 
     def decorate(command: Command) -> Command:
         @functools.wraps(command)
@@ -55,26 +55,37 @@ def flag_of(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+_METAVARS: dict[Any, str] = {
+    bool: "true|false",
+    int: "INTEGER",
+    float: "NUMBER",
+    str: "TEXT",
+    Path: "FILE",
+    tuple[str, ...]: "NAME,…",
+    dict[str, str]: "NAME=KEY,…",
+}
+
+
 def metavar_of(field: FieldInfo) -> str:
     """What stands for a field's value: its choices, or its kind."""
     kinds = [kind for kind in get_args(field.annotation) or (field.annotation,) if kind is not type(None)]
     if get_origin(field.annotation) is Literal:
         return "|".join(str(choice) for choice in get_args(field.annotation))
-    return {int: "INTEGER", float: "NUMBER", str: "TEXT"}[kinds[0]]
+    return _METAVARS[kinds[0]]
 
 
 def default_of(field: FieldInfo) -> str:
+    if isinstance(field.default, bool):
+        return str(field.default).lower()
     return "none" if field.default is None else str(field.default)
 
 
 def _option(name: str, field: FieldInfo) -> Callable[[Command], Command]:
+    help_text = f"{field.description} [{ENV_PREFIX}{name.upper()}; default: {default_of(field)}]"
+    if field.annotation is bool:
+        return click.option(flag_of(name), name, is_flag=True, flag_value=True, default=None, help=help_text)
     # The value stays text: Settings checks it, with the same words whichever way it came in.
-    return click.option(
-        flag_of(name),
-        name,
-        metavar=metavar_of(field),
-        help=f"{field.description} [{ENV_PREFIX}{name.upper()}; default: {default_of(field)}]",
-    )
+    return click.option(flag_of(name), name, metavar=metavar_of(field), help=help_text)
 
 
 _config_option = click.option(

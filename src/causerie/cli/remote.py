@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import Any
@@ -12,6 +13,9 @@ import httpx2
 from causerie.cli.talk import AnyPrompt, proper_end
 from causerie.errors import CauserieError
 from causerie.types import FinishReason, TextPrompt
+
+KEY_VARIABLE = "CAUSERIE_API_KEY"
+"""A variable and no flag: the arguments of a command are seen by everybody on the machine."""
 
 _NO_STREAM = "The server's answer is no OpenAI stream. Is it a chat server?"
 
@@ -29,7 +33,10 @@ class RemoteError(CauserieError):
 class RemoteTalker:
     """A server with the OpenAI API answers."""
 
-    def __init__(self, server: str, model: str, sampling: Mapping[str, Any]) -> None:
+    def __init__(self, server: str, model: str, sampling: Mapping[str, Any], *, key: str | None = None) -> None:
+        if key is not None and not re.fullmatch(r"[\x21-\x7e]+", key):
+            raise RemoteError(f"{KEY_VARIABLE} is no API key: it is empty, or holds a blank or something unusual.")
+        self._headers = {} if key is None else {"Authorization": f"Bearer {key}"}
         self.finish_reason: FinishReason | None = None
         self.dropped_messages = 0
         url = server if "://" in server else "http://" + server
@@ -44,7 +51,7 @@ class RemoteTalker:
 
     async def start(self) -> None:
         # A long prompt on a slow machine is silent for minutes where the server sends no heartbeats.
-        self._client = httpx2.AsyncClient(timeout=httpx2.Timeout(300.0, connect=10.0))
+        self._client = httpx2.AsyncClient(headers=self._headers, timeout=httpx2.Timeout(300.0, connect=10.0))
 
     async def stop(self) -> None:
         if self._client is not None:
@@ -118,6 +125,9 @@ def _refusal(response: httpx2.Response) -> RemoteError:
         message, code = _explanation(response.json())
     except ValueError:
         message, code = _explanation(None)
+    if response.status_code == 401:
+        sent = "authorization" in response.request.headers
+        message += f" {KEY_VARIABLE} {'holds another one' if sent else 'is where yours belongs'}."
     return RemoteError(f"The server refused ({response.status_code}): {message}", code)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,7 @@ def serve(model: dict[str, str], flags: dict[str, Any], config: Path | None) -> 
       causerie serve --port 9000 --max-batch-size 16
       causerie serve Qwen/Qwen2.5-1.5B-Instruct-GGUF:Q4_K_M
       causerie serve --config causerie.yaml
+      causerie serve --host 0.0.0.0 --api-keys-file keys.txt        (causerie keys --help)
       causerie serve --engine scripted              (no model: for building an interface)
 
     \b
@@ -52,7 +54,7 @@ def serve(model: dict[str, str], flags: dict[str, Any], config: Path | None) -> 
         _introduce(service)
         return service
 
-    run(factory, settings, on_ready=_invite)
+    run(factory, settings, on_ready=functools.partial(_invite, with_key=settings.has_keys))
 
 
 def _introduce(service: ChatService) -> None:
@@ -63,6 +65,7 @@ def _introduce(service: ChatService) -> None:
     tell(f"engine: {info.name} ({service.engine_reason}; at once: {sequences} sequences, {info.kv_tokens} tokens)")
 
 
-def _invite(url: str) -> None:
+def _invite(url: str, *, with_key: bool) -> None:
+    header = ' -H "Authorization: Bearer $CAUSERIE_API_KEY"' if with_key else ""
     tell(f"url: {url} (OpenAI API: {url}/v1)")
-    tell(f"try: curl -N -d 'Why is the sky blue?' {url}/")
+    tell(f"try: curl -N{header} -d 'Why is the sky blue?' {url}/")

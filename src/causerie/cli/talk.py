@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import os
 import uuid
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import contextmanager
@@ -104,10 +105,10 @@ def talker_options(command: Command) -> Command:
             theirs = sorted(set(flags) - {"model", "max_tokens"})
             if theirs:
                 raise click.UsageError(f"{flag_of(theirs[0])} is the server's to set; leave it out with --server.")
-            from causerie.cli.remote import RemoteTalker
+            from causerie.cli.remote import KEY_VARIABLE, RemoteTalker
 
             limit = {"max_tokens": settings.max_tokens} if "max_tokens" in flags else {}
-            return RemoteTalker(server, settings.model, {**sampling, **limit})
+            return RemoteTalker(server, settings.model, {**sampling, **limit}, key=os.environ.get(KEY_VARIABLE))
 
         return command(*args, open_talker=open_talker, **kwargs)
 

@@ -3,7 +3,7 @@
 The runtime itself runs in a child process (``openvino_runtime``); here is what is decided between two steps. What was
 read and tried of the runtime stands in ``docs/log.md``. What matters here: it enforces neither a context window nor
 ``max_num_seqs`` (the service does), it says IGNORED where it ran out of blocks (a failure, not a finish), and it does
-not say how many prompt tokens it reused.
+not say how many prompt tokens it reused (``CacheMirror`` follows its cache to know).
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from causerie.engines.base import EndReason, EngineConfig, EngineInfo, EngineStats, Update
 from causerie.engines.child import Child, ChildDied, ChildError
 from causerie.engines.openvino_cache import CacheMirror
 from causerie.engines.openvino_messages import Add, Said, Setup, Step, Stepped
+from causerie.engines.openvino_open_ends import OpenEnds
 from causerie.engines.stepping import LOST, Cancel, Command, SteppingEngine, Submit
 from causerie.errors import ModelUnavailable
 from causerie.types import SamplingParams, TokenLogprob
@@ -56,6 +57,7 @@ class _Sequence:
     arrival: Submit
     ids: list[int]
     """The prompt and what was generated after it."""
+    cached: int = 0
     said: int = 0
     cancelled: bool = False
 
@@ -91,7 +93,9 @@ class OpenVINOEngine(SteppingEngine):
         self._arrivals: deque[Submit] = deque()
         self._cancelled: list[int] = []
         self._retried: set[int] = set()
+        self._vocabulary = config.vocabulary
         self._cache = CacheMirror(BLOCK, blocks)
+        self._open_ends = OpenEnds(BLOCK, blocks)
         self._runtime: Child | None = None
         self._kv_usage = 0.0
         self._info = EngineInfo(
@@ -99,7 +103,7 @@ class OpenVINOEngine(SteppingEngine):
             context_window=config.context_window,
             kv_tokens=blocks * BLOCK,
             max_sequences=config.max_sequences,
-            parameters=_HONOURED,
+            parameters=_HONOURED if config.vocabulary is None else _HONOURED | {"json_schema"},
             prefix_block=BLOCK,
         )
 
@@ -121,12 +125,14 @@ class OpenVINOEngine(SteppingEngine):
     def _open(self) -> None:
         self._close()
         self._runtime = Child("causerie.engines.openvino_runtime")
+        vocabulary = None if self._vocabulary is None else self._vocabulary()  # While the process starts.
         try:
-            self._runtime.ask(self.setup)
+            self._runtime.ask(replace(self.setup, vocabulary=vocabulary))
         except (ChildError, ChildDied) as error:
             self._close()
             raise ModelUnavailable(f"OpenVINO cannot load the model: {error}") from error
         self._cache.clear()
+        self._open_ends.clear()
 
     def _close(self) -> None:
         if self._runtime is not None:
@@ -153,7 +159,7 @@ class OpenVINOEngine(SteppingEngine):
                     sequence.cancelled = True
                     self._cancelled.append(number)
                     # Now, not after the next step: its blocks are free for whoever is added in that.
-                    self._cache.computed(sequence.computed, ended=True)
+                    self._open_ends.leave(sequence.computed)
                 waiting = [arrival for arrival in self._arrivals if arrival.sequence == number]
                 if waiting:
                     self._arrivals.remove(waiting[0])
@@ -168,7 +174,7 @@ class OpenVINOEngine(SteppingEngine):
             arrival = self._arrivals.popleft()
             new = len(arrival.prompt) - self._cache.known(arrival.prompt)
             fits = new <= budget or budget == self._prompt_tokens_per_step
-            if not fits or not self._cache.claim(arrival.sequence, arrival.prompt):
+            if not fits or not self._open_ends.claim(arrival.sequence, arrival.prompt):
                 left.append(arrival)
                 budget = budget if fits else 0
                 continue
@@ -180,11 +186,13 @@ class OpenVINOEngine(SteppingEngine):
 
     def _step(self, updates: list[Update]) -> None:
         assert self._runtime is not None
+        added = self._admit()
         try:
-            stepped: Stepped = self._runtime.ask(Step(self._cancelled, self._admit()))
+            stepped: Stepped = self._runtime.ask(Step(self._cancelled, added))
         except ChildDied as death:
             self._bury(death, updates)
             return
+        self._follow(added, stepped)
         for number in self._cancelled:
             del self._sequences[number]
             updates.append(Update(number, ended=EndReason.CANCELLED))
@@ -209,20 +217,34 @@ class OpenVINOEngine(SteppingEngine):
         self._arrivals.extendleft(reversed(again))
         self._open()
 
+    def _follow(self, added: Sequence[Add], stepped: Stepped) -> None:
+        """Let the mirror of the cache take the step that the runtime has taken."""
+        cache, failed = self._cache, (EndReason.ERROR, EndReason.OUT_OF_MEMORY)
+        lost = {said.sequence for said in stepped.said if said.ended in failed}
+        for new in added:
+            if new.sequence not in lost:
+                self._sequences[new.sequence].cached = cache.add(new.sequence, new.prompt)
+        cache.step(self._cancelled)
+        if cache.sure and cache.held != round(stepped.kv_usage * self.setup.blocks):
+            logger.warning("what is cached of a prompt cannot be told any more: the runtime holds other blocks")
+            cache.sure = False
+        for number, ids, *_ in stepped.said:
+            cache.gained(number, ids)
+        cache.remove([*self._cancelled, *(said.sequence for said in stepped.said if said.ended is not None)])
+
     def _take(self, said: Said) -> Update:
-        """Keep the mirror of the cache up to date: when a prompt has been read, and when its sequence ends."""
         number, ids, logprobs, ended, detail = said
         sequence = self._sequences[number]
         first = sequence.said == 0
         sequence.said += len(ids)
         sequence.ids += ids
         if first:
-            self._cache.release(number)
-        if first or ended is not None:
-            self._cache.computed(sequence.computed, ended=ended is not None)
+            self._open_ends.release(number)
         if ended is not None:
+            self._open_ends.leave(sequence.computed)
             del self._sequences[number]
+        cached = sequence.cached if first and self._cache.sure else None
         if sequence.arrival.sampling is None and ids:
-            return Update(number, ended=EndReason.PREFILLED)
+            return Update(number, ended=EndReason.PREFILLED, cached_tokens=cached)
         known = [TokenLogprob(*pair) for pair in zip(ids, logprobs, strict=True)] if logprobs else ()
-        return Update(number, ids, known, ended, detail)
+        return Update(number, ids, known, ended, detail, cached)

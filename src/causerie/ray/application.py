@@ -14,6 +14,7 @@ from causerie.config import Settings, load_settings
 from causerie.errors import ConfigError
 from causerie.ray.deployments import Engine, Ingress, Server
 from causerie.ray.routing import PreferredReplicaRouter
+from causerie.web.access import Access
 
 ASIDE = 64
 """Requests to an engine beside its sequences: a channel for each ingress, and questions about it."""
@@ -109,4 +110,19 @@ def _take(given: dict[str, Any]) -> Arguments:
             f"With embedded=true, 'engines' must be one number, not {engines!r}: Ray would scale by open sockets.",
             param="engines",
         )
-    return Arguments(load_settings(given), *found, embedded == "true")
+    return Arguments(_for_ray(load_settings(given)), *found, embedded == "true")
+
+
+def _for_ray(settings: Settings) -> Settings:
+    """With the hashes of all keys in place of their file, which need not be where the ingress will be; answering to
+    any name, for the address at which Ray's proxy listens is not known here; and keeping nothing in a file, which
+    the next ingress would find locked in a rolling update."""
+    keys = Access(settings).keys
+    return settings.model_copy(
+        update={
+            "api_keys": None if keys is None else dict(keys.hashes),
+            "api_keys_file": None,
+            "allowed_hosts": settings.allowed_hosts or ("*",),
+            "store": ":memory:" if settings.store == "default" else settings.store,
+        }
+    )

@@ -13,7 +13,8 @@ import ray
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from causerie.chat.build import build_engine, build_service, build_text, find_model
+from causerie.chat.archive import Archive
+from causerie.chat.build import build_archive, build_engine, build_service, build_text, find_model
 from causerie.chat.service import ChatService
 from causerie.config import Settings
 from causerie.engines.base import EngineInfo
@@ -48,7 +49,8 @@ class Engine:
     async def __init__(self, settings: dict[str, Any]) -> None:
         chosen = Settings(**settings)
         folder = await asyncio.to_thread(find_model, chosen)
-        engine, self._reason = await asyncio.to_thread(build_engine, chosen, folder)
+        text, _ = await asyncio.to_thread(build_text, folder)
+        engine, self._reason = await asyncio.to_thread(build_engine, chosen, folder, text)
         self._host = EngineHost(engine, prefill_piece=chosen.prefill_piece, is_gone=_is_gone)
         self._name = serve.get_replica_context().replica_id.unique_id
         await self._host.start()
@@ -78,9 +80,9 @@ class Engine:
 class Front:
     """What clients are connected to: the whole server of ``causerie serve``, on some service."""
 
-    def __init__(self, service: ChatService, *others: DeploymentHandle[Any]) -> None:
+    def __init__(self, service: ChatService, archive: Archive, *others: DeploymentHandle[Any]) -> None:
         """To be called on the replica's event loop; ``others`` are asked for metrics, too."""
-        self.app = create_app(service, self._all_metrics)
+        self.app = create_app(service, archive, self._all_metrics)
         self._service = service
         self._place = context = serve.get_replica_context()
         self.name = context.replica_id.unique_id
@@ -129,8 +131,10 @@ class Ingress:
         engine = PooledEngine(pool_of(engines, caller), pool, replica_kv_tokens=self._one.kv_tokens)
         whole = chosen.model_copy(update={"max_batch_size": pool.max_sequences})
         self._service = ChatService(engine, text, name, whole, engine_reason=reason)
+        archive = build_archive(self._service, whole)
+        await archive.start()
         await self._service.start()
-        self._front = Front(self._service, engines)
+        self._front = Front(self._service, archive, engines)
         watch(engines.deployment_name, serve.get_replica_context().app_name, self._on_engines)
 
     def __serve_build_asgi_app__(self) -> App:
@@ -149,9 +153,12 @@ class Server:
     """The whole server in one process, its engine included."""
 
     async def __init__(self, settings: dict[str, Any]) -> None:
-        service = await asyncio.to_thread(build_service, Settings(**settings))
+        chosen = Settings(**settings)
+        service = await asyncio.to_thread(build_service, chosen)
+        archive = build_archive(service, chosen)
+        await archive.start()
         await service.start()
-        self._front = Front(service)
+        self._front = Front(service, archive)
 
     def __serve_build_asgi_app__(self) -> App:
         return self._front.app

@@ -19,7 +19,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 
 from causerie.engines.base import Deliver, EndReason, EngineInfo, EngineStats, Update
-from causerie.engines.openvino_cache import CacheMirror
+from causerie.ray.known import KnownPrefixes
 from causerie.ray.replica import Gain
 from causerie.types import SamplingParams
 
@@ -31,7 +31,7 @@ TRIES = 3
 OPEN_SECONDS = 5.0
 """How long a channel may take to open: a replica that was taken away meanwhile is never reached."""
 
-MOST_MIRRORS = 256
+MOST_KNOWN = 256
 """Replicas whose caches are remembered; those that are long gone are forgotten first."""
 
 LEAST_SHARE, LEAST_TOKENS = 0.1, 128
@@ -99,7 +99,7 @@ class PooledEngine:
         self._pool = pool
         self._block = info.prefix_block
         self._cache_blocks = replica_kv_tokens // max(1, self._block)
-        self._mirrors: dict[str, CacheMirror] = {}
+        self._known: dict[str, KnownPrefixes] = {}
         self._sequences: dict[int, _Sequence] = {}
         self._by_key: dict[int, _Sequence] = {}
         self._keys = itertools.count(1)
@@ -129,7 +129,7 @@ class PooledEngine:
         self._say(Update(sequence, ended=EndReason.PREFILLED))
 
     def cached(self, prompt: Sequence[int]) -> int:
-        return max((mirror.known(prompt) for mirror in self._mirrors.values()), default=0)
+        return max((known.known(prompt) for known in self._known.values()), default=0)
 
     def cancel(self, sequence: int) -> None:
         if sequence in self._sequences:
@@ -165,7 +165,7 @@ class PooledEngine:
                 if sequence.number not in self._sequences:
                     return
                 logger.warning("an engine was lost: %s", type(error).__name__)
-                self._mirrors.pop(sequence.replica, None)
+                self._known.pop(sequence.replica, None)
                 if len(sequence.ids) > len(sequence.prompt):
                     self._finish(sequence, Update(sequence.number, ended=EndReason.ERROR, detail=_LOST))
                     return
@@ -276,17 +276,17 @@ class PooledEngine:
 
         Whether it has room, and is still there, is the router's to say (``causerie.ray.routing``).
         """
-        known = {replica: self._mirrors[replica].known(prompt) for replica in reversed(self._mirrors)}
+        known = {replica: self._known[replica].known(prompt) for replica in reversed(self._known)}
         best = max(known, key=lambda replica: known[replica], default="")
         return best if best and known[best] >= max(LEAST_TOKENS, LEAST_SHARE * len(prompt)) else ""
 
     def _remember(self, sequence: _Sequence) -> None:
         if self._block and sequence.replica:
-            fresh = CacheMirror(self._block, self._cache_blocks)
-            mirror = self._mirrors[sequence.replica] = self._mirrors.pop(sequence.replica, fresh)
-            mirror.computed(sequence.ids[:-1], ended=True)
-            if len(self._mirrors) > MOST_MIRRORS:
-                del self._mirrors[next(iter(self._mirrors))]
+            fresh = KnownPrefixes(self._block, self._cache_blocks)
+            known = self._known[sequence.replica] = self._known.pop(sequence.replica, fresh)
+            known.read(sequence.ids[:-1])
+            if len(self._known) > MOST_KNOWN:
+                del self._known[next(iter(self._known))]
 
 
 def pool_of(handle: Any, caller: str) -> Pool:

@@ -11,7 +11,7 @@ import itertools
 import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextvars import Context
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Gauge
@@ -80,6 +80,8 @@ class _Sequence:
     over: asyncio.Event
     submitted: bool = False
     reading: Reading | None = None
+    read_ahead: Reading | None = None
+    """The reading that is over, until the engine has said how much of the prompt it found."""
 
 
 class EngineHost:
@@ -214,7 +216,7 @@ class EngineHost:
         self._known_tokens += self._engine.cached(prompt)
 
         def submit(failure: Update | None) -> None:
-            sequence.reading = None
+            sequence.read_ahead, sequence.reading = sequence.reading, None
             if failure is not None:
                 self._push(sequence, Update(number, ended=failure.ended, detail=failure.detail))
                 return
@@ -238,6 +240,9 @@ class EngineHost:
             self._forget(number)
 
     def _push(self, sequence: _Sequence, update: Update) -> None:
+        if update.ids and sequence.read_ahead is not None:
+            update = replace(update, cached_tokens=sequence.read_ahead.cached_before(update.cached_tokens))
+            sequence.read_ahead = None
         sequence.outbox.put(sequence.key, update, sequence.over)
         if update.ended is not None:
             self._forget(update.sequence)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 
@@ -13,9 +14,11 @@ from tokenizers.models import BPE
 from causerie.errors import ContextLengthExceeded, InvalidRequest
 from causerie.text.detokenizer import BYTE_CHARACTERS, Detokenization, Detokenizer
 from causerie.text.files import TextFiles, read_text_files
+from causerie.text.growing import Settled, common_head, is_separable, last_boundary
 from causerie.text.template import ChatTemplate
 from causerie.text.tokenizer import ControlSpan, ControlTokenizer
-from causerie.text.veil import Guard
+from causerie.text.turns import ChatEncoding, Rendered, Seen, agreeing
+from causerie.text.veil import Guard, unused_letter
 from causerie.types import ChatPrompt, Message, Prompt, TextPrompt
 
 IM_START, IM_END, END_OF_TEXT = 256, 257, 258
@@ -30,10 +33,13 @@ _CHATML = (
 class TextModel:
     """Turns prompts into token ids and token ids into text, for one model. Its methods are thread-safe.
 
-    It knows nothing of context windows and engines.
+    It knows nothing of context windows and engines. ``fingerprint`` tells models and templates apart.
     """
 
-    def __init__(self, files: TextFiles, *, eos_token_ids: frozenset[int], bos_token_id: int | None) -> None:
+    def __init__(
+        self, files: TextFiles, *, eos_token_ids: frozenset[int], bos_token_id: int | None, fingerprint: str = ""
+    ) -> None:
+        self.fingerprint = fingerprint
         tokenizer, source = files.tokenizer, files.chat_template
         self.eos_token_ids = eos_token_ids
         self.vocab_size = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
@@ -43,16 +49,20 @@ class TextModel:
         control = eos_token_ids | frozenset(self._bos)
         self._tokenizer = ControlTokenizer(tokenizer, control=control, template=source or "")
         self._guard = Guard(self._tokenizer)
+        self._separable = is_separable(self._tokenizer.encode_plain)
         self._detokenization = Detokenization(tokenizer, silent=eos_token_ids)
 
     @classmethod
-    def load(cls, folder: Path, *, eos_token_ids: frozenset[int], bos_token_id: int | None) -> TextModel:
+    def load(
+        cls, folder: Path, *, eos_token_ids: frozenset[int], bos_token_id: int | None, fingerprint: str = ""
+    ) -> TextModel:
         """Read a model folder's tokenizer and template.
 
         ``bos_token_id`` is put before plain text prompts; chat templates write their own. Raises
         ModelUnavailable for missing or unreadable files.
         """
-        return cls(read_text_files(folder), eos_token_ids=eos_token_ids, bos_token_id=bos_token_id)
+        files = read_text_files(folder)
+        return cls(files, eos_token_ids=eos_token_ids, bos_token_id=bos_token_id, fingerprint=fingerprint)
 
     @classmethod
     def bytes(cls) -> TextModel:
@@ -82,7 +92,7 @@ class TextModel:
         tokens, which for very long prompts is much cheaper than to count the ids.
         """
         if isinstance(prompt, ChatPrompt):
-            ids = self._encode_chat(prompt.messages, limit)
+            ids = self._encode_rendered(prompt.messages, self._render(prompt.messages), limit)
         elif isinstance(prompt, TextPrompt):
             ids = self._encode_text(prompt.text, limit)
         else:
@@ -93,6 +103,113 @@ class TextModel:
             )
         return ids
 
+    def encode_after(self, prompt: ChatPrompt, seen: Seen | None, *, limit: int | None = None) -> ChatEncoding:
+        """The conversation's ids, beginning with those that the model has ``seen`` of it where that is the same text.
+
+        The ids say what ``encode``'s do, with the same control tokens in the same places; what was generated is
+        spelled as it was. Raises what ``encode`` raises.
+        """
+        messages = prompt.messages
+        rendered = self._render(messages)
+        rest = None if seen is None else self._rest(messages, rendered, seen)
+        if seen is None or rest is None:
+            ids = self._encode_rendered(messages, rendered, limit)
+            miss = None if seen is None else seen.miss(self.fingerprint, messages, ids)
+        else:
+            left = None if limit is None else max(0, limit - len(seen.ids))
+            try:
+                ids, miss = [*seen.ids, *self._encode_rendered(*rest, left)], None
+            except ContextLengthExceeded as error:
+                raise ContextLengthExceeded(len(seen.ids) + error.prompt_tokens, limit or 0) from None
+        if limit is not None and len(ids) > limit:
+            raise ContextLengthExceeded(len(ids), limit)
+        return ChatEncoding(messages, rendered, ids, miss)
+
+    def seen(self, encoding: ChatEncoding, generated: Sequence[int], delivered: str) -> Seen | None:
+        """What the model has seen once ``delivered`` was made of the ids that it ``generated``.
+
+        The delivered text is the truth: ids are kept as far as they spell it in whole characters, and what is left of
+        it is encoded anew. None where it cannot be spelled behind the prompt's ids.
+        """
+        agreed, left = agreeing(generated, delivered, self._spell)
+        ids = [*generated[:agreed], *(self._tokenizer.encode_plain(left) if left else ())]
+        if b"".join(map(self._spell, ids)) != delivered.encode():
+            return None
+        before = encoding.rendered
+        return Seen(
+            self.fingerprint,
+            (*encoding.messages, Message("assistant", delivered)),
+            before.text + delivered,
+            before.spans(self._tokenizer),
+            (*encoding.ids, *ids),
+        )
+
+    def settled(
+        self, prompt: ChatPrompt | TextPrompt, before: Settled | None = None, *, limit: int | None = None
+    ) -> Settled:
+        """The ids that ``prompt`` begins with however its text, in a conversation the last message's, goes on.
+
+        Its own last words are not among them: what is written next may change them. ``before`` is what was settled
+        when the text was shorter; where tokenizer and template allow, only what is new since is encoded. A template
+        that rewrites a message by what comes later in it (none of the usual do) can make this wrong; ``encode`` is
+        what a prompt's ids are.
+
+        Raises what ``encode`` raises, ContextLengthExceeded only where the settled ids alone are more than ``limit``.
+        """
+        if isinstance(prompt, TextPrompt):
+            _check_unicode(prompt.text, "prompt")
+            cut = last_boundary(prompt.text)
+            return self._settle(prompt.text[:cut], (), before, limit, self._bos, resumable=cut > 0)
+        *earlier, last = prompt.messages
+        for message in prompt.messages:
+            _check_message(message)
+        content = last.content[: last_boundary(last.content)]
+        if self._template is None:
+            ids = self._encode_turns(earlier, limit) if earlier else []
+            left = None if limit is None else max(0, limit - len(ids))
+            return Settled(ids + list(self._settle(content, (), None, left, [], resumable=False).ids))
+        mark = unused_letter([text for each in prompt.messages for text in (each.content, each.role, each.name or "")])
+        messages = (*earlier, replace(last, content=content + mark))
+        veil = self._guard.veil(messages)
+        written = self._template.render(messages if veil is None else veil.cover(messages))
+        head, found, _ = written.partition(mark)
+        if not found:
+            return Settled([])
+        head = head if content else self._before_content(head)
+        text, own = (head, None) if veil is None else (veil.lift(head), list(self._tokenizer.spans(head)))
+        return self._settle(text, own, before, limit, [], resumable=bool(content))
+
+    def _before_content(self, head: str) -> str:
+        """What stays of a template's text before a content that is not known: its last word may go on in that."""
+        stripped = head.rstrip()
+        ends = (span.end == len(head) for span in self._tokenizer.spans(head))
+        return stripped if stripped != head or any(ends) else head[: last_boundary(head)]
+
+    def _settle(
+        self,
+        text: str,
+        own: Sequence[ControlSpan] | None,
+        before: Settled | None,
+        limit: int | None,
+        bos: list[int],
+        *,
+        resumable: bool,
+    ) -> Settled:
+        """``own`` are the control tokens that ``text`` has by right; None if it has all that it spells."""
+        ids, start = bos, 0
+        if self._separable and before is not None and before.text is not None and text.startswith(before.text):
+            ids, start = list(before.ids), len(before.text)
+        left = None if limit is None else max(0, limit - len(ids))
+
+        def encode(rest: str) -> list[int]:
+            if own is None:
+                return self._tokenizer.encode(rest, left)
+            spans = [ControlSpan(span.id, span.start - start, span.end - start) for span in own if span.start >= start]
+            return self._tokenizer.encode_plain(rest, spans, left)
+
+        new = encode(text[start:]) if self._separable else common_head(encode, text)
+        return Settled(ids + new, text if resumable and self._separable else None)
+
     def detokenizer(self) -> Detokenizer:
         """A new one; each sequence needs its own."""
         return self._detokenization.start()
@@ -100,6 +217,15 @@ class TextModel:
     def token_bytes(self, id: int) -> builtins.bytes:  # noqa: A002
         """The bytes that one token stands for, a control token's by its spelling; none if there is no such token."""
         return self._detokenization.token_bytes(id)
+
+    @property
+    def has_vocabulary(self) -> bool:
+        """Whether ``vocabulary`` says what answers spell; with some decoders that depends on a token's neighbours."""
+        return self._detokenization.is_table
+
+    def vocabulary(self, size: int) -> list[builtins.bytes]:
+        """What each id below ``size`` adds to an answer: nothing for a control token, or where there is none."""
+        return [self._detokenization.spelled(id_) for id_ in range(size)]
 
     def token_text(self, id: int) -> str:  # noqa: A002
         """The same as text; a part of a character is U+FFFD."""
@@ -111,31 +237,53 @@ class TextModel:
         spelled = {name: files.tokenizer.id_to_token(number) for name, number in named.items() if number is not None}
         return {name: text for name, text in spelled.items() if text is not None} | dict(files.special_tokens)
 
-    def _encode_chat(self, messages: Sequence[Message], limit: int | None) -> list[int]:
+    def _render(self, messages: Sequence[Message]) -> Rendered:
         if not messages:
             raise InvalidRequest("There are no messages: give at least one.", param="messages")
         for message in messages:
-            for text in (message.role, message.content, message.name or ""):
-                _check_unicode(text, "messages")
+            _check_message(message)
         if self._template is None:
-            return self._encode_turns(messages, limit)
+            return Rendered("", ())
         written = self._template.render(messages)
         veil = self._guard.veil(messages)
         if veil is None:
-            return self._tokenizer.encode(written, limit)
+            return Rendered(written)
         veiled = self._template.render(veil.cover(messages))
-        text, own = veil.lift(veiled), list(self._tokenizer.spans(veiled))
-        if self._only_has(written, own, same_places=text == written):
-            return self._tokenizer.encode(written, limit)
-        return self._tokenizer.encode_plain(text, own, limit)
+        found, own = self._tokenizer.spans(written), tuple(self._tokenizer.spans(veiled))
+        text = veil.lift(veiled)
+        # Where the template treated the veiled conversation differently, their places cannot be compared.
+        same_places = text == written
+        if all(a == b if same_places else a and b and a.id == b.id for a, b in zip_longest(found, own)):
+            return Rendered(written)
+        return Rendered(text, own)
 
-    def _only_has(self, written: str, own: Sequence[ControlSpan], *, same_places: bool) -> bool:
-        """Whether the control tokens in ``written`` are ``own`` and no others.
+    def _encode_rendered(self, messages: Sequence[Message], rendered: Rendered, limit: int | None) -> list[int]:
+        if self._template is None:
+            return self._encode_turns(messages, limit)
+        if rendered.own is not None:
+            return self._tokenizer.encode_plain(rendered.text, rendered.own, limit)
+        return self._tokenizer.encode(rendered.text, limit)
 
-        Where the template treated the veiled conversation differently, their places cannot be compared.
+    def _rest(
+        self, messages: Sequence[Message], rendered: Rendered, seen: Seen
+    ) -> tuple[Sequence[Message], Rendered] | None:
+        """What is left to encode behind ``seen``; None unless all up to a control token behind it is the same.
+
+        No merge reaches across a control token, so the rest has the ids by itself that it has in the whole.
         """
-        pairs = zip_longest(self._tokenizer.spans(written), own)
-        return all(a == b if same_places else a and b and a.id == b.id for a, b in pairs)
+        if seen.fingerprint != self.fingerprint:
+            return None
+        if self._template is not None:
+            rest = seen.rest(rendered, self._tokenizer)
+            return None if rest is None else (messages, rest)
+        if tuple(messages[: len(seen.messages)]) != seen.messages:
+            return None
+        # An empty turn is the end of the last answer's.
+        return (Message("assistant", ""), *messages[len(seen.messages) :]), rendered
+
+    def _spell(self, id_: int) -> builtins.bytes:
+        """What an id stands for in a text; nothing for a control token."""
+        return b"" if self._detokenization.is_silent(id_) else self.token_bytes(id_)
 
     def _encode_turns(self, messages: Sequence[Message], limit: int | None) -> list[int]:
         if self._end_of_turn is None:
@@ -183,6 +331,11 @@ def _end_of_turn(tokenizer: Tokenizer, special_tokens: Mapping[str, str], eos_to
     """The one of the ids that end an answer which the tokenizer calls its end-of-text token."""
     named = tokenizer.token_to_id(special_tokens.get("eos_token", ""))
     return named if named in eos_token_ids else min(eos_token_ids, default=None)
+
+
+def _check_message(message: Message) -> None:
+    for text in (message.role, message.content, message.name or ""):
+        _check_unicode(text, "messages")
 
 
 def _check_turn(message: Message) -> None:

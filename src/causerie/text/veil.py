@@ -32,7 +32,7 @@ class Veil:
         self._stand_ins: dict[str, str] = {}
         texts = [text for message in conversation for text in _texts(message)]
         for character in sorted(characters):
-            self._stand_ins[character] = self._unused(texts)
+            self._stand_ins[character] = unused_letter([*texts, *self._stand_ins.values()])
 
     def cover(self, messages: Sequence[Message]) -> list[Message]:
         return [
@@ -56,15 +56,17 @@ class Veil:
             text = text.replace(character, stand_in)
         return text
 
-    def _unused(self, texts: Sequence[str]) -> str:
-        for _ in range(_TRIES):
-            candidate = chr(random.SystemRandom().choice(_STAND_INS))
-            if candidate not in self._stand_ins.values() and not any(candidate in text for text in texts):
-                return candidate
-        raise InvalidRequest(
-            "The messages use too many rare characters to be kept apart from the model's control tokens.",
-            param="messages",
-        )
+
+def unused_letter(texts: Sequence[str]) -> str:
+    """A letter that is in none of ``texts``. Raises InvalidRequest where none is found."""
+    for _ in range(_TRIES):
+        candidate = chr(random.SystemRandom().choice(_STAND_INS))
+        if not any(candidate in text for text in texts):
+            return candidate
+    raise InvalidRequest(
+        "The messages use too many rare characters to be kept apart from the model's control tokens.",
+        param="messages",
+    )
 
 
 class Guard:

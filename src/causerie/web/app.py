@@ -7,15 +7,19 @@ from collections.abc import Awaitable, Callable
 
 from starlette.exceptions import HTTPException
 from starlette.routing import Route, Router, WebSocketRoute
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from causerie.chat.archive import Archive
 from causerie.chat.service import ChatService
-from causerie.errors import CauserieError, InvalidRequest, RequestTimeout, RequestTooLarge
+from causerie.errors import CauserieError
+from causerie.web.access import Access
 from causerie.web.chatbot import Chatbot
-from causerie.web.errors import error_response, routing_error
+from causerie.web.conversations import Conversations
+from causerie.web.errors import ForeignOrigin, InvalidKey, UnknownHost, error_response, routing_error
 from causerie.web.openai import Completions, Models
 from causerie.web.ops import Health, MetricsPage, Ready, Welcome
-from causerie.web.requests import ClientGone, check_host, discard_body, request_id
+from causerie.web.requests import ClientGone, discard_body, request_id
+from causerie.web.responses import Responses
 from causerie.web.streams import ResponseCut
 from causerie.web.textbot import Textbot
 from causerie.wire.completions import parse_chat, parse_completion
@@ -26,19 +30,57 @@ _LINGER = 2.0
 """Seconds that a client may go on sending a body that was refused."""
 
 
-class App:
-    """Every surface of one service. ``drain`` closes what would otherwise never end."""
+class Endpoint:
+    """A method as an ASGI application: Starlette would take a bare one for a function of a request."""
 
-    def __init__(self, service: ChatService, metrics: Callable[[], Awaitable[bytes]]) -> None:
+    def __init__(self, call: ASGIApp) -> None:
+        self._call = call
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._call(scope, receive, send)
+
+
+class App:
+    """Every surface of one service. ``drain`` closes what would otherwise never end.
+
+    Each route and socket finds in ``scope["state"]`` its ``request_id``, and its ``owner``: the name of the key that
+    was shown, ``ANONYMOUS`` where none is asked for.
+    """
+
+    def __init__(
+        self, service: ChatService, archive: Archive, metrics: Callable[[], Awaitable[bytes]], access: Access
+    ) -> None:
+        self._access = access
+        self._rejected = service.metrics.rejected
         self._chatbot = Chatbot(service)
         models = Models(service)
+        textbot = Textbot(service)
+        responses = Responses(service, archive)
+        talks = Conversations(archive, service.settings)
+        chat, text = Completions(service, "chat", parse_chat), Completions(service, "text", parse_completion)
         self._router = Router(
             [
-                Route("/", Textbot(service), methods=["POST"]),
+                Route("/", textbot, methods=["POST", "PUT"]),
                 Route("/", Welcome(service), methods=["GET"]),
                 WebSocketRoute("/", self._chatbot),
-                Route("/v1/chat/completions", Completions(service, "chat", parse_chat), methods=["POST"]),
-                Route("/v1/completions", Completions(service, "text", parse_completion), methods=["POST"]),
+                Route("/streams/{id:path}", Endpoint(textbot.read_again), methods=["GET"]),
+                Route("/v1/chat/completions", chat, methods=["POST"]),
+                Route("/v1/chat/completions/{id:path}", Endpoint(chat.read_again), methods=["GET"]),
+                Route("/v1/completions", text, methods=["POST"]),
+                Route("/v1/completions/{id:path}", Endpoint(text.read_again), methods=["GET"]),
+                Route("/v1/responses", Endpoint(responses.create), methods=["POST"]),
+                Route("/v1/responses/{id}", Endpoint(responses.read), methods=["GET"]),
+                Route("/v1/responses/{id}", Endpoint(responses.delete), methods=["DELETE"]),
+                Route("/v1/responses/{id}/cancel", Endpoint(responses.cancel), methods=["POST"]),
+                Route("/v1/responses/{id}/input_items", Endpoint(responses.input_items), methods=["GET"]),
+                Route("/v1/conversations", Endpoint(talks.create), methods=["POST"]),
+                Route("/v1/conversations/{id}", Endpoint(talks.read), methods=["GET"]),
+                Route("/v1/conversations/{id}", Endpoint(talks.update), methods=["POST"]),
+                Route("/v1/conversations/{id}", Endpoint(talks.delete), methods=["DELETE"]),
+                Route("/v1/conversations/{id}/items", Endpoint(talks.items), methods=["GET"]),
+                Route("/v1/conversations/{id}/items", Endpoint(talks.add_items), methods=["POST"]),
+                Route("/v1/conversations/{id}/items/{item}", Endpoint(talks.item), methods=["GET"]),
+                Route("/v1/conversations/{id}/items/{item}", Endpoint(talks.delete_item), methods=["DELETE"]),
                 Route("/v1/models", models, methods=["GET"]),
                 Route("/v1/models/{name:path}", models, methods=["GET"]),
                 Route("/health", Health(service), methods=["GET"]),
@@ -60,7 +102,7 @@ class App:
         scope["app"] = self
         scope["state"] = {**scope.get("state", {}), "request_id": id_}
         try:
-            check_host(scope)
+            self._admit(scope)
             await self._router(scope, receive, send)
         except ClientGone:
             return
@@ -69,32 +111,50 @@ class App:
         except HTTPException as error:
             described = routing_error(error, scope.get("method", "WebSocket"), scope["path"])
             await error_response(described, id_)(scope, receive, send)
-        except (RequestTooLarge, RequestTimeout) as error:
-            await _refuse_body(error, id_, scope, receive, send)
         except CauserieError as error:
-            await error_response(error, id_)(scope, receive, send)
+            if scope["state"].get("body_open") or isinstance(error, InvalidKey):
+                await _refuse_body(error, id_, scope, receive, send)
+            else:
+                await error_response(error, id_)(scope, receive, send)
         except Exception:
             logger.exception("request %s failed", id_)
             unexpected = CauserieError("The server failed to answer this request. It is not your request's fault.")
             await error_response(unexpected, id_)(scope, receive, send)
 
+    def _admit(self, scope: Scope) -> None:
+        """Before anything else of the request is read."""
+        try:
+            self._access.check_host(scope)
+            scope["state"]["owner"] = self._access.owner_of(scope)
+            self._access.check_origin(scope)
+        except (UnknownHost, InvalidKey, ForeignOrigin) as error:
+            self._rejected(error.code)
+            raise
 
-def create_app(service: ChatService, metrics: Callable[[], Awaitable[bytes]] | None = None) -> App:
-    """The ASGI application on ``service``, which its owner starts and stops.
 
-    ``metrics`` gives what ``/metrics`` answers where that is more than the service's own.
+def create_app(
+    service: ChatService,
+    archive: Archive,
+    metrics: Callable[[], Awaitable[bytes]] | None = None,
+    access: Access | None = None,
+) -> App:
+    """The ASGI application on ``service`` and its ``archive``, which their owner starts and stops.
+
+    ``metrics`` gives what ``/metrics`` answers where that is more than the service's own; ``access`` is made of
+    the service's settings if it is not given. Raises ConfigError for API keys that cannot be read.
     """
 
     async def own() -> bytes:
         return service.metrics.render()
 
-    return App(service, metrics or own)
+    return App(service, archive, metrics or own, access or Access(service.settings))
 
 
-async def _refuse_body(
-    error: InvalidRequest | RequestTimeout, id_: str, scope: Scope, receive: Receive, send: Send
-) -> None:
+async def _refuse_body(error: CauserieError, id_: str, scope: Scope, receive: Receive, send: Send) -> None:
     """Answer, then read and drop for a moment what still comes, then close: a reset would swallow the answer."""
+    if scope["type"] == "websocket":
+        await error_response(error, id_)(scope, receive, send)
+        return
     response = error_response(error, id_, close=True)
     await send({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})
     await send({"type": "http.response.body", "body": bytes(response.body), "more_body": True})

@@ -15,8 +15,10 @@ from starlette.types import Receive, Scope, Send
 
 from causerie.chat.conversation import Conversation
 from causerie.chat.log import ResponseLog
+from causerie.chat.response import Turn
 from causerie.chat.service import ChatService
 from causerie.errors import CauserieError, RequestTooLarge, ShuttingDown
+from causerie.text.turns import Seen
 from causerie.types import CancelCause, Failed, Finished, GenerationRequest, SamplingParams, Started, TextDelta
 from causerie.web.errors import ForeignOrigin, meaning
 from causerie.web.openai import limits_of
@@ -28,6 +30,8 @@ from causerie.wire.textbot import parse_socket
 
 logger = logging.getLogger("causerie.web")
 
+PROTOCOL = "causerie.chat"
+"""The subprotocol that this socket speaks, for those who offer any."""
 UNSUPPORTED_DATA = 1003
 INTERNAL_ERROR = 1011
 
@@ -47,7 +51,9 @@ class Chatbot:
         if self._draining or not self._service.ready:
             raise ShuttingDown("The server is not ready, or is shutting down.", retry_after=5)
         sampling, stop = parse_socket(scope["query_string"], limits_of(self._service))
-        await send({"type": "websocket.accept"})
+        # A browser that offers protocols, to send its key as one, hangs up unless one of them is taken.
+        protocol = PROTOCOL if PROTOCOL in scope["subprotocols"] else None
+        await send({"type": "websocket.accept", "subprotocol": protocol})
         session = Session(self._service, sampling, stop, scope, receive, send)
         self._sessions.add(session)
         try:
@@ -85,6 +91,7 @@ class Session:
         self._closed = False
         self._draining = False
         self._log: ResponseLog | None = None
+        self._seen: Seen | None = None
 
     async def run(self) -> None:
         """Until the client leaves or the socket is closed; leaves nothing running."""
@@ -143,7 +150,8 @@ class Session:
     async def _answer(self, turn: str) -> None:
         prompt = self._conversation.prompt_with(turn)
         request = GenerationRequest(uuid.uuid4().hex, prompt, self._sampling, stop=self._stop)
-        log = self._log = await self._service.create(request)
+        step = Turn(self._seen, continues=bool(self._conversation.messages))
+        log = self._log = await self._service.create(request, turn=step)
         said: list[str] = []
         async with log.reader() as reader:
             async for _, event in reader:
@@ -161,6 +169,7 @@ class Session:
                     if error is not None:
                         raise error
         self._conversation.record(turn, "".join(said))
+        self._seen = step.after
         await self._send_text(self._socket.end_turn())
 
     async def _send_text(self, text: str) -> None:

@@ -11,15 +11,23 @@ from causerie.errors import (
     Cancelled,
     CauserieError,
     ContextLengthExceeded,
+    ConversationBusy,
+    ConversationNotFound,
     DuplicateRequest,
     EngineOutOfMemory,
+    Interrupted,
     InvalidRequest,
+    ItemNotFound,
     ModelNotFound,
     ModelUnavailable,
     Overloaded,
     RequestTimeout,
     RequestTooLarge,
+    ResponseNotFound,
     ShuttingDown,
+    StoreError,
+    StoreFull,
+    StreamExpired,
 )
 from causerie.wire.openai import error_object
 
@@ -42,6 +50,18 @@ class ForeignOrigin(CauserieError):
     code = "foreign_origin"
 
 
+class UnknownHost(InvalidRequest):
+    """The client calls this server by a name that it does not have."""
+
+    code = "unknown_host"
+
+
+class InvalidKey(CauserieError):
+    """No API key, or one that is not known here."""
+
+    code = "invalid_api_key"
+
+
 @dataclass(frozen=True, slots=True)
 class Meaning:
     """An HTTP status, a WebSocket close code (RFC 6455, 7.4.1 and its registry), and the OpenAI API's type."""
@@ -59,6 +79,14 @@ MEANINGS: dict[type[CauserieError], Meaning] = {
     RequestTimeout: Meaning(408, 1008, "invalid_request_error"),
     ModelNotFound: Meaning(404, 1008, "invalid_request_error"),
     DuplicateRequest: Meaning(409, 1008, "invalid_request_error"),
+    ResponseNotFound: Meaning(404, 1008, "invalid_request_error"),
+    StreamExpired: Meaning(410, 1008, "invalid_request_error"),
+    ConversationNotFound: Meaning(404, 1008, "invalid_request_error"),
+    ItemNotFound: Meaning(404, 1008, "invalid_request_error"),
+    ConversationBusy: Meaning(409, 1008, "invalid_request_error"),
+    StoreError: Meaning(503, 1011, "server_error"),
+    StoreFull: Meaning(507, 1011, "server_error"),
+    Interrupted: Meaning(500, 1011, "server_error"),
     Overloaded: Meaning(429, 1013, "rate_limit_error"),
     ShuttingDown: Meaning(503, 1012, "server_error"),
     EngineOutOfMemory: Meaning(503, 1011, "server_error"),
@@ -67,6 +95,8 @@ MEANINGS: dict[type[CauserieError], Meaning] = {
     Cancelled: Meaning(499, 1011, "invalid_request_error"),
     UnknownRoute: Meaning(404, 1008, "invalid_request_error"),
     MethodNotAllowed: Meaning(405, 1008, "invalid_request_error"),
+    UnknownHost: Meaning(400, 1008, "invalid_request_error"),
+    InvalidKey: Meaning(401, 1008, "invalid_request_error"),
     ForeignOrigin: Meaning(403, 1008, "invalid_request_error"),
 }
 """An error that is not listed means what its nearest listed base means."""
@@ -86,6 +116,8 @@ def error_response(error: CauserieError, request_id: str, *, close: bool = False
     headers = {"x-request-id": request_id}
     if isinstance(error, Overloaded):
         headers["retry-after"] = str(error.retry_after)
+    if isinstance(error, InvalidKey):
+        headers["www-authenticate"] = "Bearer"
     if close:
         headers["connection"] = "close"
     return Response(error_body(error), meaning(error).status, headers, "application/json")

@@ -5,24 +5,36 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import orjson
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from causerie.chat.log import EventReader, ResponseLog
 from causerie.chat.service import ChatService
-from causerie.errors import CauserieError, ModelNotFound
-from causerie.types import Finished, TextDelta
+from causerie.errors import InvalidRequest, ModelNotFound
+from causerie.types import Event, Finished, GenerationRequest, PrefillProgress, Queued, Started, TextDelta
 from causerie.web.errors import error_body
-from causerie.web.requests import id_header, read_body
-from causerie.web.streams import StreamedAnswer, read_to_end
+from causerie.web.requests import header, id_header, owner_of, read_body
+from causerie.web.streams import Encoder, StreamedAnswer, check_place, error_of, read_to_end, wanted_on_disconnect
 from causerie.wire import sse
 from causerie.wire.completions import CompletionCall
+from causerie.wire.disconnect import Place, parse_again, parse_event_id
 from causerie.wire.fields import shown
-from causerie.wire.openai import Chunks, Heading, Kind, Whole, model_list, model_object
+from causerie.wire.openai import (
+    Chunks,
+    Heading,
+    Kind,
+    NumberedChunks,
+    Whole,
+    model_list,
+    model_object,
+    progress_comment,
+)
 from causerie.wire.sampling import Limits
 
-_PARSE_INLINE = 64 * 1024
+PARSE_INLINE = 64 * 1024
 """Bodies of fewer bytes are parsed on the loop; larger ones would hold up everybody's tokens."""
 
 EVENT_STREAM_HEADERS = [
@@ -56,43 +68,109 @@ class Completions:
         body, limits = await read_body(scope, receive, service.settings), limits_of(service)
         call = (
             self._parse(body, limits)
-            if len(body) < _PARSE_INLINE
+            if len(body) < PARSE_INLINE
             else await asyncio.to_thread(self._parse, body, limits)
         )
-        log = await service.create(call.request(request_id))
-        heading = Heading(
-            kind=self._kind,
-            request_id=request_id,
-            created=log.created,
-            model=service.model_name,
-            n=call.n,
-            logprobs=None if call.sampling.logprobs is None else service.text,
-        )
-        if call.stream:
-            encoder = _EventStream(Chunks(heading, include_usage=call.include_usage))
-            headers = [*EVENT_STREAM_HEADERS, (b"x-request-id", request_id.encode())]
-            answer = StreamedAnswer(log, encoder, headers, service.settings, heartbeat=sse.HEARTBEAT)
-            await answer(scope, receive, send)
+        on_disconnect = wanted_on_disconnect(scope, call.on_disconnect)
+        again = header(scope, b"last-event-id")
+        if again is not None:
+            await self._resume(*parse_event_id(again.decode("latin-1")), call.include_usage, scope, receive, send)
+            return
+        request = replace(call.request(request_id), owner=owner_of(scope), on_disconnect=on_disconnect)
+        log = await service.create(request)
+        reader, heading = log.reader(), self._heading(request, log)
+        if not call.stream:
+            await self._answer_whole(reader, heading, scope, receive, send)
+        elif log.outlives_readers:
+            chunks = NumberedChunks(heading, include_usage=call.include_usage)
+            await self._stream(reader, NumberedStream(chunks), request_id, scope, receive, send)
         else:
-            whole = Whole(heading)
-            finished = await read_to_end(log, receive, whole.delta)
-            await Response(whole.finished(finished), headers=id_header(scope), media_type="application/json")(
-                scope, receive, send
-            )
+            encoder = EventStream(Chunks(heading, include_usage=call.include_usage))
+            await self._stream(reader, encoder, request_id, scope, receive, send)
+
+    async def read_again(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """``GET …/{id}``: a stream that outlives its readers, from ``starting_after`` or ``Last-Event-ID`` on."""
+        query = parse_again(scope["query_string"])
+        id_, place = scope["path_params"]["id"], query.place
+        if (again := header(scope, b"last-event-id")) is not None:
+            named, place = parse_event_id(again.decode("latin-1"))
+            if named != id_:
+                raise InvalidRequest("'Last-Event-ID' is of another stream than the path.", param="Last-Event-ID")
+        if query.stream or again is not None:
+            await self._resume(id_, place, query.include_usage, scope, receive, send)
+            return
+        kept = self._service.streams.find(owner_of(scope), id_)
+        await self._answer_whole(kept.log.reader(), self._heading(kept.request, kept.log), scope, receive, send)
+
+    async def _resume(
+        self, id_: str, place: Place, include_usage: bool, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        log, request = self._service.streams.find(owner_of(scope), id_)
+        check_place(place, log)
+        chunks = NumberedChunks(self._heading(request, log), include_usage=include_usage, place=place)
+        encoder = NumberedStream(chunks)
+        for number, event in log.history()[: place.number]:
+            encoder.encode(number, event)  # Offsets of log-probabilities go on from here.
+        await self._stream(log.reader(place.number), encoder, id_, scope, receive, send)
+
+    def _heading(self, request: GenerationRequest, log: ResponseLog) -> Heading:
+        return Heading(
+            kind=self._kind,
+            request_id=log.id,
+            created=log.created,
+            model=self._service.model_name,
+            n=request.n,
+            logprobs=None if request.sampling.logprobs is None else self._service.text,
+        )
+
+    async def _stream(
+        self, reader: EventReader, encoder: Encoder, id_: str, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        headers = [*EVENT_STREAM_HEADERS, (b"x-request-id", id_.encode())]
+        settings = self._service.settings
+        await StreamedAnswer(reader, encoder, headers, settings, heartbeat=sse.HEARTBEAT)(scope, receive, send)
+
+    async def _answer_whole(
+        self, reader: EventReader, heading: Heading, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        whole = Whole(heading)
+        body = whole.finished(await read_to_end(reader, receive, whole.delta))
+        headers = {"x-request-id": heading.request_id}
+        await Response(body, headers=headers, media_type="application/json")(scope, receive, send)
 
 
-class _EventStream:
+class EventStream:
     """Chunks as the body of an event stream, where a failure is an event of its own."""
 
     def __init__(self, chunks: Chunks) -> None:
         self._chunks = chunks
-        self.delta: Callable[[TextDelta], bytes] = chunks.delta
 
-    def finished(self, event: Finished) -> bytes:
-        return self._chunks.finished(event)
+    def encode(self, number: int, event: Event) -> bytes:
+        if type(event) is TextDelta:
+            return self._chunks.delta(event)
+        if (error := error_of(event)) is not None:
+            return self._chunks.failed(error_body(error))
+        if isinstance(event, Finished):
+            return self._chunks.finished(event)
+        return progress_comment(event) if isinstance(event, Queued | PrefillProgress) else b""
 
-    def failed(self, error: CauserieError) -> bytes:
-        return self._chunks.failed(error_body(error))
+
+class NumberedStream:
+    """The same, with the numbers by which it can be picked up again."""
+
+    def __init__(self, chunks: NumberedChunks) -> None:
+        self._chunks = chunks
+
+    def encode(self, number: int, event: Event) -> bytes:
+        if type(event) is TextDelta:
+            return self._chunks.delta(number, event)
+        if (error := error_of(event)) is not None:
+            return self._chunks.failed(number, error_body(error))
+        if isinstance(event, Finished):
+            return self._chunks.finished(number, event)
+        if isinstance(event, Started):
+            return self._chunks.started(number)
+        return progress_comment(event) if isinstance(event, Queued | PrefillProgress) else b""
 
 
 class Models:

@@ -21,7 +21,7 @@ Text in, text out (?prompt=… or a text body):
     curl -N -d 'Hello' http://{host}/
 A conversation, where each answer ends with <<Response Finished>>:
     ws://{host}/
-For OpenAI clients, the base URL (any key will do):
+For OpenAI clients, the base URL ({key}):
     http://{host}/v1
 For whoever runs it:
     /health  /ready  /metrics
@@ -67,7 +67,8 @@ class Welcome:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         host = (header(scope, b"host") or b"localhost").decode("ascii")
-        text = _WELCOME.format(model=self._service.model_name, host=host)
+        key = "with your API key" if self._service.settings.has_keys else "any key will do"
+        text = _WELCOME.format(model=self._service.model_name, host=host, key=key)
         await PlainTextResponse(text, headers=id_header(scope))(scope, receive, send)
 
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 import uuid
+from collections.abc import AsyncIterator
 
-from starlette.types import Receive, Scope
+import orjson
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from causerie.config import Settings
 from causerie.errors import InvalidRequest, RequestTimeout, RequestTooLarge
 
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
-_HOST = re.compile(rb"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(:\d{1,5})?")
+_HOST = re.compile(rb"(?:\[([0-9A-Fa-f:.]{2,45})\]|([A-Za-z0-9._-]{1,253}))(:\d{1,5})?")
 
 
 class ClientGone(Exception):
@@ -30,18 +34,36 @@ def request_id(scope: Scope) -> str:
     return given.decode("ascii") if given is not None and _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
 
 
+def owner_of(scope: Scope) -> str:
+    """Whose request it is: the name of its API key."""
+    owner: str = scope["state"]["owner"]
+    return owner
+
+
 def id_header(scope: Scope) -> dict[str, str]:
     """The header that tells a client its request's id."""
     return {"x-request-id": scope["state"]["request_id"]}
 
 
-def check_host(scope: Scope) -> None:
-    """Refuse a Host header that is no host, or of which there is not one; HTTP/1.0 may leave it out."""
+async def send_json(value: object, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer with ``value``, and with the request's id."""
+    body = orjson.dumps(value)
+    await Response(body, headers=id_header(scope), media_type="application/json")(scope, receive, send)
+
+
+def host_of(scope: Scope) -> str | None:
+    """The name or address in the Host header, in lower case, without its port.
+
+    None for an HTTP/1.0 request that leaves it out. Raises InvalidRequest for a header that is no host, or of which
+    there is not one.
+    """
     hosts = [value for name, value in scope["headers"] if name == b"host"]
     if not hosts and scope["http_version"] == "1.0":
-        return
-    if len(hosts) != 1 or not _HOST.fullmatch(hosts[0]):
+        return None
+    match = _HOST.fullmatch(hosts[0]) if len(hosts) == 1 else None
+    if match is None:
         raise InvalidRequest("The Host header is missing or malformed.", param="Host")
+    return str((match[1] or match[2]).decode("ascii")).lower()
 
 
 def same_origin(scope: Scope) -> bool:
@@ -57,31 +79,74 @@ def same_origin(scope: Scope) -> bool:
 
 
 async def read_body(scope: Scope, receive: Receive, settings: Settings) -> bytes:
-    """The whole body. Raises RequestTooLarge before it is buffered, RequestTimeout, ClientGone.
+    """The whole body; see ``Body.read``."""
+    return await Body(scope, receive, settings).read()
 
-    Half a body is never returned.
+
+class Body:
+    """A request's body within its limits of size and time. Half a body never passes for a whole one.
+
+    Read it whole, or iterate over its pieces as they arrive. Raises RequestTooLarge before more is buffered,
+    RequestTimeout, ClientGone. ``state["body_open"]`` of the scope says whether there is more to come.
     """
-    limit = settings.max_body_bytes
-    error = RequestTooLarge(f"The body is larger than {limit} bytes, the most that this server takes.")
-    length = header(scope, b"content-length")
-    if length is not None and length.isdigit() and (len(length) > 18 or int(length) > limit):
-        raise error
-    pieces: list[bytes] = []
-    size = 0
-    try:
-        async with asyncio.timeout(settings.body_timeout):
-            while True:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise ClientGone
-                size += len(message.get("body", b""))
-                if size > limit:
-                    raise error
-                pieces.append(message.get("body", b""))
-                if not message.get("more_body", False):
-                    return b"".join(pieces)
-    except TimeoutError:
-        raise RequestTimeout(f"The rest of the body did not arrive within {settings.body_timeout:g} seconds.") from None
+
+    def __init__(self, scope: Scope, receive: Receive, settings: Settings) -> None:
+        self._state = scope["state"]
+        self._receive = receive
+        self._settings = settings
+        self._size = 0
+        self._begun = time.monotonic()
+        self._state["body_open"] = True
+        length = header(scope, b"content-length")
+        if length is not None and length.isdigit() and (len(length) > 18 or int(length) > settings.max_body_bytes):
+            raise self._too_large()
+
+    @property
+    def ended(self) -> bool:
+        return not self._state["body_open"]
+
+    async def read(self) -> bytes:
+        """All of it, within ``body_timeout`` seconds."""
+        pieces: list[bytes] = []
+        try:
+            async with asyncio.timeout(self._settings.body_timeout):
+                while not self.ended:
+                    pieces.append(await self._next())
+        except TimeoutError:
+            seconds = self._settings.body_timeout
+            raise RequestTimeout(f"The rest of the body did not arrive within {seconds:g} seconds.") from None
+        return b"".join(pieces)
+
+    async def next_piece(self) -> bytes:
+        """What has arrived, within ``body_timeout`` seconds, and ``streamed_body_timeout`` for all of them."""
+        silence, whole = self._settings.body_timeout, self._settings.streamed_body_timeout
+        left = self._begun + whole - time.monotonic()
+        try:
+            async with asyncio.timeout(min(silence, left)):
+                return await self._next()
+        except TimeoutError:
+            if silence < left:
+                raise RequestTimeout(f"Nothing more of the body arrived for {silence:g} seconds.") from None
+            raise RequestTimeout(f"The body did not end within {whole:g} seconds.") from None
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while not self.ended:
+            yield await self.next_piece()
+
+    async def _next(self) -> bytes:
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        piece: bytes = message.get("body", b"")
+        self._size += len(piece)
+        if self._size > self._settings.max_body_bytes:
+            raise self._too_large()
+        self._state["body_open"] = message.get("more_body", False)
+        return piece
+
+    def _too_large(self) -> RequestTooLarge:
+        limit = self._settings.max_body_bytes
+        return RequestTooLarge(f"The body is larger than {limit} bytes, the most that this server takes.")
 
 
 async def discard_body(receive: Receive, seconds: float) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import ipaddress
 import os
 import signal
 import socket
@@ -19,9 +20,12 @@ from collections.abc import Callable, Iterator
 import uvicorn
 import uvloop
 
+from causerie.chat.archive import Archive
+from causerie.chat.build import build_archive
 from causerie.chat.service import ChatService
 from causerie.config import Settings
 from causerie.errors import ConfigError
+from causerie.web.access import Access
 from causerie.web.app import App, create_app
 from causerie.web.protocols import HttpProtocol, SocketProtocol
 
@@ -36,10 +40,14 @@ LAST_WRITES = 3.0
 
 
 def bind(settings: Settings) -> socket.socket:
-    """A listening socket for ``host`` and ``port``. Raises ConfigError that says what to do about it."""
+    """A listening socket for ``host`` and ``port``. Raises ConfigError that says what to do about it.
+
+    Without keys it listens to this machine alone, unless the settings allow the others.
+    """
     host, port = settings.host, settings.port
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        _check_audience(settings, str(address[0]))
         sock = socket.socket(family, socket.SOCK_STREAM)
     except OSError as error:
         raise ConfigError(f"Cannot listen on {host!r}: {error.strerror}. Try --host 127.0.0.1.", param="host") from None
@@ -53,6 +61,16 @@ def bind(settings: Settings) -> socket.socket:
         raise _bind_error(error, host, port) from None
     sock.setblocking(False)
     return sock
+
+
+def _check_audience(settings: Settings, address: str) -> None:
+    if not (settings.has_keys or settings.allow_anonymous or ipaddress.ip_address(address).is_loopback):
+        raise ConfigError(
+            f"At {settings.host} others than this machine could use the server, for it asks for no key. Make one, with "
+            "'causerie keys add NAME --api-keys-file FILE', and give --api-keys-file FILE; or let everybody in, with "
+            "--allow-anonymous.",
+            param="host",
+        )
 
 
 def _bind_error(error: OSError, host: str, port: int) -> ConfigError:
@@ -151,16 +169,23 @@ def serve(
     """Serve until a signal says to stop. In the main thread only.
 
     The port is taken before ``service_factory`` is called; Ctrl-C during that call is a KeyboardInterrupt.
-    ``on_ready`` gets the base URL once requests are answered. Raises ConfigError for a port that cannot be had,
-    ModelUnavailable for a model that cannot.
+    ``on_ready`` gets the base URL once requests are answered. SIGHUP has the file of API keys, if there is one, read
+    again. Raises ConfigError for keys or a port that cannot be had, ModelUnavailable for a model that cannot.
     """
+    access = Access(settings)
     with contextlib.closing(bind(settings)) as sock, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         service = service_factory()
-        runner.run(_serve(service, settings, sock, on_ready))
+        archive = build_archive(service, settings)
+        runner.run(_serve(service, archive, settings, access, sock, on_ready))
 
 
 async def _serve(
-    service: ChatService, settings: Settings, sock: socket.socket, on_ready: Callable[[str], None] | None
+    service: ChatService,
+    archive: Archive,
+    settings: Settings,
+    access: Access,
+    sock: socket.socket,
+    on_ready: Callable[[str], None] | None,
 ) -> None:
     stop = asyncio.Event()
     serving = False
@@ -173,9 +198,12 @@ async def _serve(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number)
+    if settings.api_keys_file is not None:
+        loop.add_signal_handler(signal.SIGHUP, access.reload)
     try:
+        await archive.start()
         await service.start()
-        app = create_app(service)
+        app = create_app(service, archive, access=access)
         server = ChatServer(app, settings, sock)
         await server.start()
         serving = True
@@ -185,6 +213,7 @@ async def _serve(
         await shut_down(service, app, server, settings.shutdown_deadline)
     finally:
         await service.stop()
+        await archive.stop()
 
 
 async def shut_down(service: ChatService, app: App, server: ChatServer, deadline: float) -> None:

@@ -12,12 +12,13 @@ from typing import Protocol
 
 from starlette.types import Receive, Scope, Send
 
-from causerie.chat.log import Reader, ResponseLog
+from causerie.chat.log import EventReader, ResponseLog
 from causerie.config import Settings
-from causerie.errors import Cancelled, CauserieError
-from causerie.types import CancelCause, Failed, Finished, FinishReason, TextDelta
+from causerie.errors import Cancelled, CauserieError, InvalidRequest
+from causerie.types import Event, Failed, Finished, FinishReason, OnDisconnect, TextDelta
 from causerie.web.pulse import Pulse
-from causerie.web.requests import ClientGone
+from causerie.web.requests import ClientGone, header
+from causerie.wire.disconnect import Place, parse_on_disconnect
 
 CONNECTION = "causerie.connection"
 """ASGI extension: an object with ``close()`` (send what was written, then close) and ``abort()`` (close now)."""
@@ -31,15 +32,10 @@ class ResponseCut(Exception):
 
 
 class Encoder(Protocol):
-    """One wire format. Every method returns bytes of the body, perhaps none."""
+    """One wire format."""
 
-    def delta(self, event: TextDelta) -> bytes: ...
-
-    def finished(self, event: Finished) -> bytes:
-        """The end of a response that was not cancelled."""
-
-    def failed(self, error: CauserieError) -> bytes | None:
-        """The end of one that failed; None where the format has no way to say so but to break off."""
+    def encode(self, number: int, event: Event) -> bytes | None:
+        """What becomes of an event in the body, perhaps nothing; None where the format can only break off."""
 
 
 def cancelled_error(event: Finished) -> Cancelled | None:
@@ -47,6 +43,30 @@ def cancelled_error(event: Finished) -> Cancelled | None:
     if FinishReason.CANCELLED in event.reasons:
         return Cancelled("The response was cancelled before it was finished.")
     return None
+
+
+def error_of(event: Event) -> CauserieError | None:
+    """The error that an event is to whoever reads it; None for what is no end, or a good one."""
+    if type(event) is Failed:
+        return event.error
+    return cancelled_error(event) if type(event) is Finished else None
+
+
+def wanted_on_disconnect(scope: Scope, field: OnDisconnect | None) -> OnDisconnect:
+    """What the request's field says, or its ``X-On-Disconnect`` header, or else: cancel."""
+    value = header(scope, b"x-on-disconnect")
+    if field is not None or value is None:
+        return field or OnDisconnect()
+    return parse_on_disconnect(value.decode("latin-1"), "X-On-Disconnect")
+
+
+def check_place(place: Place, log: ResponseLog) -> None:
+    """Refuse to go on behind what nobody was sent yet. Raises InvalidRequest."""
+    seen = len(log.history())
+    if place.number + bool(place.pieces) > seen:
+        raise InvalidRequest(
+            f"The stream has only {seen} events so far; none is number {place}.", param="starting_after"
+        )
 
 
 class StreamedAnswer:
@@ -58,15 +78,14 @@ class StreamedAnswer:
 
     def __init__(
         self,
-        log: ResponseLog,
+        reader: EventReader,
         encoder: Encoder,
         headers: list[tuple[bytes, bytes]],
         settings: Settings,
         *,
         heartbeat: bytes | None,
     ) -> None:
-        self._log = log
-        self._reader = log.reader()
+        self._reader = reader
         self._encoder = encoder
         self._headers = headers
         self._settings = settings
@@ -101,32 +120,30 @@ class StreamedAnswer:
 
     async def _pump(self) -> bool:
         """Send until the end; False if the answer has to be cut off or its client has gone."""
-        encoder = self._encoder
+        encode = self._encoder.encode
         if self._heartbeat is not None:
             await self._start()
-        async for _, event in self._reader:
+        async for number, event in self._reader:
             if type(event) is TextDelta:
-                body = encoder.delta(event)
+                body = encode(number, event)
                 if body:
                     await self._write(body, True)
-            elif type(event) is Finished:
-                error = cancelled_error(event)
-                if error is None:
-                    await self._write(encoder.finished(event), False)
-                    return True
-                return await self._fail(error)
-            elif type(event) is Failed:
-                return await self._fail(event.error)
+                continue
+            error = error_of(event)
+            if error is not None and not self._started:
+                raise error
+            body = encode(number, event)
+            if body is None:
+                return False
+            if isinstance(event, Finished | Failed):
+                await self._write(body, False)
+                return True
+            if body:
+                await self._write(body, True)
+        if self._reader.at_end:  # It had everything already.
+            await self._write(b"", False)
+            return True
         return False
-
-    async def _fail(self, error: CauserieError) -> bool:
-        if not self._started:
-            raise error
-        body = self._encoder.failed(error)
-        if body is None:
-            return False
-        await self._write(body, False)
-        return True
 
     async def _start(self) -> None:
         self._started = True
@@ -151,7 +168,7 @@ class StreamedAnswer:
 
     def _give_up(self, task: asyncio.Task[None]) -> None:
         self._stuck = True
-        self._log.cancel(CancelCause.SLOW_READER)
+        self._reader.give_up()
         task.cancel()
 
     async def _cut(self, scope: Scope, gone: asyncio.Task[None]) -> None:
@@ -172,27 +189,23 @@ async def cut_off(scope: Scope, gone: asyncio.Task[None], *, abort: bool) -> Non
         await asyncio.wait({gone}, timeout=_CLOSING)
 
 
-async def leave_with_client(receive: Receive, reader: Reader) -> None:
+async def leave_with_client(receive: Receive, reader: EventReader) -> None:
     """Wait until the client is gone, then leave the log, which ends the reader's iteration."""
     while (await receive())["type"] != "http.disconnect":
         pass
     await reader.aclose()
 
 
-async def read_to_end(log: ResponseLog, receive: Receive, delta: Callable[[TextDelta], None]) -> Finished:
+async def read_to_end(reader: EventReader, receive: Receive, delta: Callable[[TextDelta], None]) -> Finished:
     """Feed every delta to ``delta`` and return the end. Raises the response's error, or ClientGone."""
-    reader = log.reader()
     gone = asyncio.create_task(leave_with_client(receive, reader))
     try:
         async for _, event in reader:
             if isinstance(event, TextDelta):
                 delta(event)
-            elif isinstance(event, Failed):
-                raise event.error
+            elif (error := error_of(event)) is not None:
+                raise error
             elif isinstance(event, Finished):
-                error = cancelled_error(event)
-                if error is not None:
-                    raise error
                 return event
         raise ClientGone
     finally:

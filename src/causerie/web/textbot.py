@@ -1,16 +1,28 @@
-"""``POST /``: a prompt in, the answer out as plain text, as it comes."""
+"""``POST /`` and ``PUT /``: a prompt in, the answer out as plain text, as it comes; and reading an answer again.
+
+A body whose length is not known beforehand is one that is still being written, perhaps: it is read ahead as it
+arrives, and the answer begins when it ends.
+"""
 
 from __future__ import annotations
 
+from contextlib import closing
+from dataclasses import replace
+
 from starlette.types import Receive, Scope, Send
 
+from causerie.chat.log import EventReader
 from causerie.chat.service import ChatService
-from causerie.errors import CauserieError
-from causerie.types import Finished, TextDelta
-from causerie.web.openai import limits_of
-from causerie.web.requests import header, read_body
-from causerie.web.streams import StreamedAnswer
-from causerie.wire.textbot import parse_textbot
+from causerie.errors import InvalidRequest
+from causerie.types import Event, Finished, PrefillProgress, Queued, TextDelta
+from causerie.web.errors import error_body
+from causerie.web.openai import EVENT_STREAM_HEADERS, limits_of
+from causerie.web.requests import Body, header, owner_of
+from causerie.web.streams import StreamedAnswer, check_place, error_of, wanted_on_disconnect
+from causerie.wire import sse
+from causerie.wire.disconnect import START, Place, parse_event_id, parse_place_query
+from causerie.wire.openai import progress_comment
+from causerie.wire.textbot import StreamedText, TextCall, TextEvents, parse_streamed, parse_textbot
 
 TEXT_HEADERS = [
     (b"content-type", b"text/plain; charset=utf-8"),
@@ -26,22 +38,80 @@ class Textbot:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         service, request_id = self._service, scope["state"]["request_id"]
-        body = await read_body(scope, receive, service.settings)
+        call = await self._read(scope, Body(scope, receive, service.settings))
+        on_disconnect = wanted_on_disconnect(scope, call.on_disconnect)
+        again = header(scope, b"last-event-id")
+        if again is not None:
+            await self._read_again(*parse_event_id(again.decode("latin-1")), scope, receive, send)
+            return
+        request = replace(call.request(request_id), owner=owner_of(scope), on_disconnect=on_disconnect)
+        log = await service.create(request)
+        await self._send(log.reader(), request_id, scope, receive, send)
+
+    async def read_again(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """A stream that outlives its readers, of whatever route, as text: whole, or from a place on as events."""
+        place = parse_place_query(scope["query_string"])
+        id_ = scope["path_params"]["id"]
+        if (again := header(scope, b"last-event-id")) is not None:
+            _, place = parse_event_id(again.decode("latin-1"))
+        await self._read_again(id_, place, scope, receive, send)
+
+    async def _read_again(self, id_: str, place: Place, scope: Scope, receive: Receive, send: Send) -> None:
+        log, request = self._service.streams.find(owner_of(scope), id_)
+        if request.n > 1:
+            raise InvalidRequest(f"The stream has {request.n} choices; text has place for one. Read it as completions.")
+        check_place(place, log)
+        # Without numbers a client could not say where to go on.
+        await self._send(log.reader(place.number), id_, scope, receive, send, events=place != START)
+
+    async def _send(
+        self, reader: EventReader, id_: str, scope: Scope, receive: Receive, send: Send, *, events: bool = False
+    ) -> None:
+        settings = self._service.settings
+        if events or b"text/event-stream" in (header(scope, b"accept") or b""):
+            headers = [*EVENT_STREAM_HEADERS, (b"x-request-id", id_.encode())]
+            answer = StreamedAnswer(reader, TextStream(TextEvents(id_)), headers, settings, heartbeat=sse.HEARTBEAT)
+        else:
+            headers = [*TEXT_HEADERS, (b"x-request-id", id_.encode())]
+            answer = StreamedAnswer(reader, PlainText(), headers, settings, heartbeat=None)
+        await answer(scope, receive, send)
+
+    async def _read(self, scope: Scope, body: Body) -> TextCall:
+        query, limits = scope["query_string"], limits_of(self._service)
         content_type = (header(scope, b"content-type") or b"").decode("latin-1")
-        call = parse_textbot(scope["query_string"], content_type, body, limits_of(service))
-        log = await service.create(call.request(request_id))
-        headers = [*TEXT_HEADERS, (b"x-request-id", request_id.encode())]
-        await StreamedAnswer(log, PlainText(), headers, service.settings, heartbeat=None)(scope, receive, send)
+        if header(scope, b"content-length") is not None:
+            return parse_textbot(query, content_type, await body.read(), limits)
+        first = await body.next_piece()
+        if body.ended:
+            return parse_textbot(query, content_type, first, limits)
+        call, text = parse_streamed(query, content_type, limits), StreamedText()
+        with closing(self._service.typing(call.prompt, limit=self._service.settings.max_body_bytes)) as typing:
+            typing.append(text.feed(first))
+            async for piece in body:
+                typing.append(text.feed(piece, last=body.ended))
+            return replace(call, prompt=await typing.commit())
 
 
 class PlainText:
     """The text and nothing else: its one way to say that it failed is to break off."""
 
-    def delta(self, event: TextDelta) -> bytes:
-        return "".join(part.text for part in event.parts).encode("utf-8")
+    def encode(self, number: int, event: Event) -> bytes | None:
+        if type(event) is TextDelta:
+            return "".join(part.text for part in event.parts).encode("utf-8")
+        return b"" if error_of(event) is None else None
 
-    def finished(self, event: Finished) -> bytes:
-        return b""
 
-    def failed(self, error: CauserieError) -> None:
-        return None
+class TextStream:
+    """The text as server-sent events."""
+
+    def __init__(self, events: TextEvents) -> None:
+        self._events = events
+
+    def encode(self, number: int, event: Event) -> bytes:
+        if type(event) is TextDelta:
+            return self._events.delta(number, event)
+        if (error := error_of(event)) is not None:
+            return self._events.failed(number, error_body(error))
+        if isinstance(event, Finished):
+            return self._events.finished(number, event)
+        return progress_comment(event) if isinstance(event, Queued | PrefillProgress) else b""

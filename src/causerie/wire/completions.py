@@ -6,19 +6,28 @@ refused by the parameter's name.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-import orjson
-
-from causerie.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound, UnsupportedParameter
-from causerie.types import ChatPrompt, GenerationRequest, Message, Prompt, SamplingParams, TextPrompt, TokenPrompt
-from causerie.wire.fields import Fields, kind, parse_object, shown
+from causerie.errors import ContextLengthExceeded, InvalidRequest, UnsupportedParameter
+from causerie.types import (
+    ChatPrompt,
+    GenerationRequest,
+    Message,
+    OnDisconnect,
+    Prompt,
+    SamplingParams,
+    TextPrompt,
+    TokenPrompt,
+)
+from causerie.wire.disconnect import take_on_disconnect
+from causerie.wire.fields import ANY, Fields, Neutral, content_text, kind, parse_object, shown
+from causerie.wire.formats import parse_format
 from causerie.wire.sampling import (
     MAX_LOGPROBS,
     MAX_STOP_TOKEN_IDS,
     SAMPLING_NAMES,
     Limits,
+    check_model,
     check_token_ids,
     take_n,
     take_sampling,
@@ -26,16 +35,10 @@ from causerie.wire.sampling import (
 )
 
 MAX_MESSAGES = 4096
-MAX_PARTS = 4096
-"""Parts of one message's content."""
 MAX_ROLE_LENGTH = 64
 MAX_NAME_LENGTH = 256
-MAX_MODEL_LENGTH = 1024
 
-ANY = object()
-"""In a table of neutral values: whatever it is, it changes nothing here."""
-
-_NEUTRAL: Mapping[str, tuple[object, ...]] = {
+_NEUTRAL: Neutral = {
     "user": (ANY,),
     "metadata": (ANY,),
     "safety_identifier": (ANY,),
@@ -58,7 +61,6 @@ _NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "prompt_logprobs": (),
     "return_token_ids": (False,),
     "cache_prompt": (True,),
-    "response_format": ({"type": "text"},),
     "guided_json": (),
     "guided_regex": (),
     "guided_choice": (),
@@ -66,7 +68,7 @@ _NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "structured_outputs": (),
     "grammar": (),
 }
-_NEUTRAL_CHAT: Mapping[str, tuple[object, ...]] = {
+_NEUTRAL_CHAT: Neutral = {
     **_NEUTRAL,
     "tools": ([],),
     "tool_choice": ("none", "auto"),
@@ -83,13 +85,14 @@ _NEUTRAL_CHAT: Mapping[str, tuple[object, ...]] = {
     "continue_final_message": (False,),
     "echo": (False,),
 }
-_NEUTRAL_TEXT: Mapping[str, tuple[object, ...]] = {
+_NEUTRAL_TEXT: Neutral = {
     **_NEUTRAL,
+    "response_format": ({"type": "text"},),
     "suffix": ("",),
     "echo": (False,),
     "add_special_tokens": (True,),
 }
-_NEUTRAL_MESSAGE: Mapping[str, tuple[object, ...]] = {
+_NEUTRAL_MESSAGE: Neutral = {
     "tool_calls": ([],),
     "function_call": (),
     "tool_call_id": (),
@@ -101,7 +104,7 @@ _NEUTRAL_MESSAGE: Mapping[str, tuple[object, ...]] = {
 _TAKEN = (
     *SAMPLING_NAMES,
     *("model", "stream", "stream_options", "n", "logprobs", "top_logprobs", "max_completion_tokens"),
-    *("messages", "prompt", "best_of"),
+    *("messages", "prompt", "best_of", "on_disconnect", "response_format"),
 )
 
 
@@ -116,6 +119,8 @@ class CompletionCall:
     stream: bool
     include_usage: bool
     """Whether a stream ends with a chunk that holds the usage."""
+    on_disconnect: OnDisconnect | None = None
+    """None where the body does not say."""
 
     def request(self, id_: str) -> GenerationRequest:
         return GenerationRequest(id_, self.prompt, self.sampling, self.n, self.stop)
@@ -124,19 +129,21 @@ class CompletionCall:
 def parse_chat(body: bytes, limits: Limits) -> CompletionCall:
     """A body of ``/v1/chat/completions``. Raises InvalidRequest, UnsupportedParameter or ModelNotFound."""
     fields = Fields(parse_object(body))
-    _check_model(fields, limits)
+    check_model(fields, limits)
     wanted = fields.boolean("logprobs")
     top = fields.integer("top_logprobs", 0, MAX_LOGPROBS)
     if top is not None and not wanted:
         raise InvalidRequest("'top_logprobs' needs 'logprobs': true.", param="top_logprobs")
     prompt = ChatPrompt(_take_messages(fields))
-    return _take_rest(fields, limits, prompt, (top or 0) if wanted else None, _NEUTRAL_CHAT)
+    format_ = fields.take("response_format")
+    schema = None if format_ is None else parse_format(format_, "response_format", flat=False)
+    return _take_rest(fields, limits, prompt, (top or 0) if wanted else None, _NEUTRAL_CHAT, schema)
 
 
 def parse_completion(body: bytes, limits: Limits) -> CompletionCall:
     """A body of ``/v1/completions``. Raises InvalidRequest, UnsupportedParameter or ModelNotFound."""
     fields = Fields(parse_object(body))
-    _check_model(fields, limits)
+    check_model(fields, limits)
     logprobs = fields.integer("logprobs", 0, MAX_LOGPROBS)
     prompt = _take_prompt(fields, limits)
     best_of = fields.take("best_of")
@@ -147,27 +154,27 @@ def parse_completion(body: bytes, limits: Limits) -> CompletionCall:
 
 
 def _take_rest(
-    fields: Fields, limits: Limits, prompt: Prompt, logprobs: int | None, neutral: Mapping[str, tuple[object, ...]]
+    fields: Fields,
+    limits: Limits,
+    prompt: Prompt,
+    logprobs: int | None,
+    neutral: Neutral,
+    schema: str | None = None,
 ) -> CompletionCall:
     ids = fields.take("stop_token_ids")
-    stop_ids = () if ids is None else check_token_ids(ids, "stop_token_ids", limits, MAX_STOP_TOKEN_IDS)
+    stop_ids = frozenset(() if ids is None else check_token_ids(ids, "stop_token_ids", limits, MAX_STOP_TOKEN_IDS))
     call = CompletionCall(
         prompt=prompt,
-        sampling=take_sampling(fields, limits, stop_token_ids=frozenset(stop_ids), logprobs=logprobs),
+        sampling=take_sampling(fields, limits, stop_token_ids=stop_ids, logprobs=logprobs, json_schema=schema),
         n=take_n(fields, limits),
         stop=take_stop(fields),
         stream=fields.boolean("stream"),
         include_usage=_take_include_usage(fields),
+        on_disconnect=take_on_disconnect(fields),
     )
-    _check_neutral(fields, neutral)
+    fields.neutral(neutral)
     fields.finish((*_TAKEN, *neutral))
     return call
-
-
-def _check_model(fields: Fields, limits: Limits) -> None:
-    model = fields.text("model", MAX_MODEL_LENGTH)
-    if model not in (None, "", "default", limits.model):
-        raise ModelNotFound(f"The model {shown(model)} is not served here. Served: '{limits.model}'.", param="model")
 
 
 def _take_include_usage(fields: Fields) -> bool:
@@ -178,24 +185,9 @@ def _take_include_usage(fields: Fields) -> bool:
         fields.refuse("stream_options", "an object", value)
     options = Fields(value, "stream_options.")
     include_usage = options.boolean("include_usage")
-    _check_neutral(options, {"include_obfuscation": (False,), "continuous_usage_stats": (False,)})
+    options.neutral({"include_obfuscation": (False,), "continuous_usage_stats": (False,)})
     options.finish(("include_usage",))
     return include_usage
-
-
-def _check_neutral(fields: Fields, neutral: Mapping[str, tuple[object, ...]]) -> None:
-    """Take what is known and changes nothing; refuse what is known and would change something."""
-    for name, values in neutral.items():
-        value = fields.take(name)
-        if value is None or ANY in values or any(_same(value, accepted) for accepted in values):
-            continue
-        param = fields.param(name)
-        only = f", except as {' or '.join(orjson.dumps(accepted).decode() for accepted in values)}" if values else ""
-        raise UnsupportedParameter(f"'{param}' is not supported by this server{only}.", param=param)
-
-
-def _same(value: object, accepted: object) -> bool:
-    return value == accepted and isinstance(value, bool) == isinstance(accepted, bool)
 
 
 def _take_messages(fields: Fields) -> tuple[Message, ...]:
@@ -218,24 +210,12 @@ def _message(value: object, path: str) -> Message:
         raise InvalidRequest(f"'{path}.role' is missing.", param=f"{path}.role")
     if role in ("tool", "function"):
         raise UnsupportedParameter(f"'{path}.role': the role '{role}' is not supported.", param=f"{path}.role")
-    content = _content(fields.take("content"), f"{path}.content")
+    content = content_text(fields.take("content"), f"{path}.content", _part)
     name = fields.text("name", MAX_NAME_LENGTH)
-    _check_neutral(fields, _NEUTRAL_MESSAGE)
+    fields.neutral(_NEUTRAL_MESSAGE)
     fields.finish(("role", "content", "name"))
     # The API's later name for the same thing; models' templates know the earlier one.
     return Message("system" if role == "developer" else role, content, name)
-
-
-def _content(value: object, param: str) -> str:
-    if isinstance(value, str):
-        return value
-    if value is None:
-        raise InvalidRequest(f"'{param}' is missing.", param=param)
-    if not isinstance(value, list) or len(value) > MAX_PARTS:
-        raise InvalidRequest(
-            f"'{param}' must be a string or an array of at most {MAX_PARTS} parts, not {kind(value)}.", param=param
-        )
-    return "".join(_part(part, f"{param}[{index}]") for index, part in enumerate(value))
 
 
 def _part(value: object, path: str) -> str:

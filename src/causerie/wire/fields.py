@@ -8,13 +8,18 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Iterable, Mapping
-from typing import NoReturn
+from collections.abc import Callable, Iterable, Mapping
+from typing import NoReturn, TypeAlias
+from urllib.parse import parse_qsl
 
 import orjson
 
 from causerie.errors import InvalidRequest, UnsupportedParameter
 
+MAX_PARAMETERS = 2048
+"""In one query string."""
+MAX_PARTS = 4096
+"""Parts of one message's content."""
 MAX_SHOWN = 60
 """Characters of a bad value, or of an unknown name, that an error repeats."""
 
@@ -46,6 +51,26 @@ def shown(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return str(value) if isinstance(value, int | float) else kind(value)
+
+
+ANY = object()
+"""In a table of neutral values: whatever it is, it changes nothing here."""
+
+Neutral: TypeAlias = Mapping[str, tuple[object, ...]]
+"""Names that are known, each with the values that change nothing."""
+
+
+def content_text(value: object, param: str, read_part: Callable[[object, str], str]) -> str:
+    """A content: a string, or parts, each of which ``read_part`` reads with its path. Raises InvalidRequest."""
+    if isinstance(value, str):
+        return value
+    if value is None:
+        raise InvalidRequest(f"'{param}' is missing.", param=param)
+    if not isinstance(value, list) or len(value) > MAX_PARTS:
+        raise InvalidRequest(
+            f"'{param}' must be a string or an array of at most {MAX_PARTS} parts, not {kind(value)}.", param=param
+        )
+    return "".join(read_part(part, f"{param}[{index}]") for index, part in enumerate(value))
 
 
 class Fields:
@@ -106,6 +131,18 @@ class Fields:
             self.refuse(name, f"a string of at most {max_length} characters", value)
         return value
 
+    def neutral(self, neutral: Neutral) -> None:
+        """Take what is known and changes nothing; refuse what is known and would change something."""
+        for name, values in neutral.items():
+            value = self.take(name)
+            if value is None or ANY in values or any(_same(value, accepted) for accepted in values):
+                continue
+            param = self.param(name)
+            only = (
+                f", except as {' or '.join(orjson.dumps(accepted).decode() for accepted in values)}" if values else ""
+            )
+            raise UnsupportedParameter(f"'{param}' is not supported by this server{only}.", param=param)
+
     def finish(self, known: Iterable[str] = ()) -> None:
         """Refuse what nobody took, by its name; ``known`` is what a near miss is compared with."""
         for name in self._values:
@@ -123,6 +160,20 @@ class Fields:
 
     def _number(self, value: object) -> float | None:
         return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def query_pairs(query: bytes) -> list[tuple[str, str]]:
+    """A query string's parameters in order. Raises InvalidRequest."""
+    try:
+        return parse_qsl(query.decode("utf-8"), keep_blank_values=True, errors="strict", max_num_fields=MAX_PARAMETERS)
+    except UnicodeDecodeError:
+        raise InvalidRequest("The query string is not valid UTF-8.") from None
+    except ValueError:
+        raise InvalidRequest(f"The query string has more than {MAX_PARAMETERS} parameters.") from None
+
+
+def _same(value: object, accepted: object) -> bool:
+    return value == accepted and isinstance(value, bool) == isinstance(accepted, bool)
 
 
 class QueryFields(Fields):

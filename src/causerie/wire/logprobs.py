@@ -23,8 +23,8 @@ LogprobWriter: TypeAlias = Callable[[Sequence[TokenLogprob]], dict[str, object]]
 """Takes a choice's tokens in order, perhaps over several calls."""
 
 
-def chat_logprobs(names: TokenNames) -> LogprobWriter:
-    """A choice's ``logprobs`` member in chat completions."""
+def token_logprobs(names: TokenNames, tokens: Sequence[TokenLogprob]) -> list[dict[str, object]]:
+    """``tokens`` as chat completions and responses describe them."""
 
     def entry(id_: int, logprob: float) -> dict[str, object]:
         return {
@@ -33,14 +33,15 @@ def chat_logprobs(names: TokenNames) -> LogprobWriter:
             "bytes": list(names.token_bytes(id_)),
         }
 
-    def write(tokens: Sequence[TokenLogprob]) -> dict[str, object]:
-        content = [
-            entry(token.id, token.logprob) | {"top_logprobs": [entry(id_, value) for id_, value in token.top]}
-            for token in tokens
-        ]
-        return {"content": content, "refusal": None}
+    return [
+        entry(token.id, token.logprob) | {"top_logprobs": [entry(id_, value) for id_, value in token.top]}
+        for token in tokens
+    ]
 
-    return write
+
+def chat_logprobs(names: TokenNames) -> LogprobWriter:
+    """A choice's ``logprobs`` member in chat completions."""
+    return lambda tokens: {"content": token_logprobs(names, tokens), "refusal": None}
 
 
 def text_logprobs(names: TokenNames) -> LogprobWriter:

@@ -9,8 +9,9 @@ from typing import Literal
 import orjson
 
 from causerie.errors import CauserieError
-from causerie.types import Finished, FinishReason, Part, TextDelta, TokenLogprob, Usage
+from causerie.types import Finished, FinishReason, Part, PrefillProgress, Queued, TextDelta, TokenLogprob, Usage
 from causerie.wire import sse
+from causerie.wire.disconnect import START, Place
 from causerie.wire.logprobs import LogprobWriter, TokenNames, chat_logprobs, text_logprobs
 
 Kind = Literal["chat", "text"]
@@ -110,6 +111,80 @@ class Chunks:
     def _choice(self, index: int, content: bytes, finish_reason: bytes) -> bytes:
         start = self._head + b',"choices":[{"index":%d,' % index
         return start + content + b',"logprobs":null,"finish_reason":' + finish_reason + b"}]" + self._tail
+
+
+class NumberedChunks:
+    """Chunks of a stream that can be picked up again: each server-sent event has an id, ``REQUEST:NUMBER``.
+
+    The numbers are the log's. A delta is one chunk, with an entry for each choice that gained something: so a number
+    says what a client has of every choice. ``place`` is where it goes on: pieces that it has are not sent again.
+    """
+
+    def __init__(self, heading: Heading, *, include_usage: bool, place: Place = START) -> None:
+        self._chat = heading.kind == "chat"
+        self._include_usage = include_usage
+        self._n = heading.n
+        self._members = heading.members(_CHUNK[heading.kind])
+        self._id = b"id: " + heading.request_id.encode("ascii") + b":"
+        self._logprobs = heading.logprob_writers()
+        self._place = place
+
+    def started(self, number: int) -> bytes:
+        if not self._chat:
+            return b""
+        delta = {"role": "assistant", "content": ""}
+        choices: list[dict[str, object]] = [
+            {"index": index, "delta": delta, "logprobs": None, "finish_reason": None} for index in range(self._n)
+        ]
+        return self._events(number, self._chunk(choices))
+
+    def delta(self, number: int, event: TextDelta) -> bytes:
+        choices = [self._choice(part) for part in event.parts if part.text or part.logprobs]
+        return self._events(number, self._chunk(choices)) if choices else b""
+
+    def finished(self, number: int, event: Finished) -> bytes:
+        """The end of a response that was not cancelled."""
+        empty: dict[str, object] = {"delta": {}} if self._chat else {"text": ""}
+        choices = [
+            {"index": index, **empty, "logprobs": None, "finish_reason": reason.value}
+            for index, reason in enumerate(event.reasons)
+        ]
+        pieces = [self._chunk(choices)]
+        if self._include_usage:
+            pieces.append(self._chunk([], usage_object(event.usage)))
+        return self._events(number, *pieces, sse.DONE)
+
+    def failed(self, number: int, error: bytes) -> bytes:
+        """The end of a response that failed; ``error`` is an error body."""
+        return self._events(number, sse.event(error))
+
+    def _choice(self, part: Part) -> dict[str, object]:
+        content: dict[str, object] = {"delta": {"content": part.text}} if self._chat else {"text": part.text}
+        logprobs = None
+        if part.logprobs and self._logprobs is not None:
+            logprobs = self._logprobs[part.index](part.logprobs)
+        return {"index": part.index, **content, "logprobs": logprobs, "finish_reason": None}
+
+    def _chunk(self, choices: Sequence[dict[str, object]], usage: dict[str, object] | None = None) -> bytes:
+        body = self._members | {"choices": choices}
+        if self._include_usage:
+            body["usage"] = usage
+        return sse.event(orjson.dumps(body))
+
+    def _events(self, number: int, *pieces: bytes) -> bytes:
+        had = self._place.pieces if number == self._place.number + 1 else 0
+        return b"".join(
+            self._id + str(Place(number - 1, count) if count < len(pieces) else number).encode() + b"\n" + piece
+            for count, piece in enumerate(pieces, 1)
+            if count > had
+        )
+
+
+def progress_comment(event: Queued | PrefillProgress) -> bytes:
+    """What a client is told while it waits, on a protocol that has no event for it."""
+    if isinstance(event, PrefillProgress):
+        return b": prefill %d/%d\n\n" % (event.read, event.total)
+    return b": queued, %d before you, about %.0f s\n\n" % (event.position, event.estimated_wait)
 
 
 class Whole:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from causerie.errors import InvalidRequest
+from causerie.errors import InvalidRequest, ModelNotFound
 from causerie.types import SamplingParams
-from causerie.wire.fields import Fields, kind
+from causerie.wire.fields import Fields, kind, shown
 
 MAX_TOKENS = 2**31 - 1
 """Highest output limit that is understood at all; the service lowers it to what the context window leaves."""
@@ -17,6 +17,7 @@ MAX_STOP_LENGTH = 1024
 MAX_STOP_TOKEN_IDS = 1024
 MAX_LOGPROBS = 20
 MAX_TOP_K = 1_000_000
+MAX_MODEL_LENGTH = 1024
 MAX_SEED = 2**63 - 1
 GREEDY_BELOW = 1e-5
 """Engines compute in float32, where a logit over less than this temperature is no number; vLLM draws the same line."""
@@ -54,13 +55,29 @@ class Limits:
     context_window: int
 
 
+def check_model(fields: Fields, limits: Limits) -> None:
+    """Take ``model``: absent, "default" or the served name. Raises ModelNotFound."""
+    model = fields.text("model", MAX_MODEL_LENGTH)
+    if model not in (None, "", "default", limits.model):
+        raise ModelNotFound(f"The model {shown(model)} is not served here. Served: '{limits.model}'.", param="model")
+
+
 def take_sampling(
-    fields: Fields, limits: Limits, *, stop_token_ids: frozenset[int] = frozenset(), logprobs: int | None = None
+    fields: Fields,
+    limits: Limits,
+    *,
+    stop_token_ids: frozenset[int] = frozenset(),
+    logprobs: int | None = None,
+    limit_names: tuple[str, ...] = ("max_tokens", "max_completion_tokens"),
+    json_schema: str | None = None,
 ) -> SamplingParams:
-    """Every scalar sampling parameter out of ``fields``. Raises InvalidRequest that names the first bad one."""
+    """Every scalar sampling parameter out of ``fields``. Raises InvalidRequest that names the first bad one.
+
+    ``limit_names`` is what the protocol calls the output limit.
+    """
     temperature = fields.number("temperature", 0, 2, 1.0)
     top_k = fields.integer("top_k", -1, MAX_TOP_K)
-    max_tokens = _take_max_tokens(fields)
+    max_tokens = _take_max_tokens(fields, limit_names)
     return SamplingParams(
         max_tokens=limits.default_max_tokens if max_tokens is None else max_tokens,
         temperature=temperature if temperature >= GREEDY_BELOW else 0.0,
@@ -75,17 +92,16 @@ def take_sampling(
         ignore_eos=fields.boolean("ignore_eos"),
         stop_token_ids=stop_token_ids,
         logprobs=logprobs,
+        json_schema=json_schema,
     )
 
 
-def _take_max_tokens(fields: Fields) -> int | None:
-    old, new = (fields.integer(name, 1, MAX_TOKENS) for name in ("max_tokens", "max_completion_tokens"))
-    if old is not None and new is not None and old != new:
-        raise InvalidRequest(
-            f"'max_tokens' ({old}) and 'max_completion_tokens' ({new}) are the same limit; give one.",
-            param="max_completion_tokens",
-        )
-    return old if new is None else new
+def _take_max_tokens(fields: Fields, names: tuple[str, ...]) -> int | None:
+    given = {name: value for name in names if (value := fields.integer(name, 1, MAX_TOKENS)) is not None}
+    if len(set(given.values())) > 1:
+        both = " and ".join(f"'{name}' ({value})" for name, value in given.items())
+        raise InvalidRequest(f"{both} are the same limit; give one.", param=names[-1])
+    return next(iter(given.values()), None)
 
 
 def take_n(fields: Fields, limits: Limits) -> int:

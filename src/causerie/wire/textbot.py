@@ -1,13 +1,27 @@
-"""Plain text in, plain text out: the query parameters and the body of ``POST /``."""
+"""Plain text in, plain text out: the query parameters and the body of ``POST /`` and ``PUT /``."""
 
 from __future__ import annotations
 
+import codecs
 from dataclasses import dataclass
-from urllib.parse import parse_qsl
+
+import orjson
 
 from causerie.errors import InvalidRequest, UnsupportedParameter
-from causerie.types import ChatPrompt, GenerationRequest, Message, Prompt, SamplingParams, TextPrompt
-from causerie.wire.fields import QueryFields
+from causerie.types import (
+    ChatPrompt,
+    Finished,
+    GenerationRequest,
+    Message,
+    OnDisconnect,
+    SamplingParams,
+    TextDelta,
+    TextPrompt,
+)
+from causerie.wire import sse
+from causerie.wire.disconnect import take_on_disconnect
+from causerie.wire.fields import QueryFields, query_pairs
+from causerie.wire.openai import usage_object
 from causerie.wire.sampling import (
     MAX_STOP_TOKEN_IDS,
     SAMPLING_NAMES,
@@ -17,7 +31,6 @@ from causerie.wire.sampling import (
     take_sampling,
 )
 
-MAX_PARAMETERS = 2048
 TEXT_TYPES = ("text/plain", "text/markdown", "application/octet-stream", "application/x-www-form-urlencoded")
 """Content types of a body that is a prompt. The last is what ``curl -d`` says whatever it sends."""
 
@@ -26,9 +39,11 @@ TEXT_TYPES = ("text/plain", "text/markdown", "application/octet-stream", "applic
 class TextCall:
     """A prompt that was understood, and how to sample."""
 
-    prompt: Prompt
+    prompt: ChatPrompt | TextPrompt
     sampling: SamplingParams
     stop: tuple[str, ...]
+    on_disconnect: OnDisconnect | None = None
+    """None where the query does not say."""
 
     def request(self, id_: str) -> GenerationRequest:
         return GenerationRequest(id_, self.prompt, self.sampling, 1, self.stop)
@@ -39,16 +54,58 @@ def parse_textbot(query: bytes, content_type: str | None, body: bytes, limits: L
 
     The prompt is one user turn through the model's template; with ``raw=true`` the model continues it bare.
     """
-    fields = QueryFields(_pairs(query))
+    fields = QueryFields(query_pairs(query))
+    parameter = fields.take("prompt")
+    if parameter is not None and body:
+        raise _both()
+    text = str(parameter) if parameter is not None else _decode(content_type, body)
+    if not text:
+        raise _missing()
+    return _take_call(fields, text, limits)
+
+
+def parse_streamed(query: bytes, content_type: str | None, limits: Limits) -> TextCall:
+    """The same for a body that is still coming: what there is to know before it, with an empty prompt."""
+    fields = QueryFields(query_pairs(query))
+    if fields.take("prompt") is not None:
+        raise _both()
+    _check_type(content_type)
+    return _take_call(fields, "", limits)
+
+
+class StreamedText:
+    """The text of a body that comes in pieces, which end anywhere. Raises InvalidRequest for what is not UTF-8."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
+        self._bytes = 0
+        self._characters = 0
+
+    def feed(self, piece: bytes, *, last: bool = False) -> str:
+        """What ``piece`` adds: whole characters only. Raises InvalidRequest also where ``last`` leaves it empty."""
+        pending = len(self._decoder.getstate()[0])
+        try:
+            text = self._decoder.decode(piece, last)
+        except UnicodeDecodeError as error:
+            raise _not_utf8(self._bytes - pending + error.start) from None
+        self._bytes += len(piece)
+        self._characters += len(text)
+        if last and not self._characters:
+            raise _missing()
+        return text
+
+
+def _take_call(fields: QueryFields, text: str, limits: Limits) -> TextCall:
     raw = fields.boolean("raw")
-    text = _prompt(fields.take("prompt"), content_type, body)
-    sampling, stop = _take_all(fields, limits, ("prompt", "raw"))
-    return TextCall(TextPrompt(text) if raw else ChatPrompt((Message("user", text),), field="prompt"), sampling, stop)
+    on_disconnect = take_on_disconnect(fields)
+    sampling, stop = _take_all(fields, limits, ("prompt", "raw", "on_disconnect"))
+    prompt = TextPrompt(text) if raw else ChatPrompt((Message("user", text),), field="prompt")
+    return TextCall(prompt, sampling, stop, on_disconnect)
 
 
 def parse_socket(query: bytes, limits: Limits) -> tuple[SamplingParams, tuple[str, ...]]:
     """How to sample every answer of a chat socket, and the stop strings, from its URL. Raises InvalidRequest."""
-    return _take_all(QueryFields(_pairs(query)), limits, ())
+    return _take_all(QueryFields(query_pairs(query)), limits, ())
 
 
 def _take_all(fields: QueryFields, limits: Limits, others: tuple[str, ...]) -> tuple[SamplingParams, tuple[str, ...]]:
@@ -62,25 +119,15 @@ def _take_all(fields: QueryFields, limits: Limits, others: tuple[str, ...]) -> t
     return sampling, stop
 
 
-def _pairs(query: bytes) -> list[tuple[str, str]]:
-    try:
-        return parse_qsl(query.decode("utf-8"), keep_blank_values=True, errors="strict", max_num_fields=MAX_PARAMETERS)
-    except UnicodeDecodeError:
-        raise InvalidRequest("The query string is not valid UTF-8.") from None
-    except ValueError:
-        raise InvalidRequest(f"The query string has more than {MAX_PARAMETERS} parameters.") from None
-
-
-def _prompt(parameter: object, content_type: str | None, body: bytes) -> str:
-    if parameter is not None and body:
-        raise InvalidRequest("Give the prompt as '?prompt=' or as the body, not as both.", param="prompt")
-    text = str(parameter) if parameter is not None else _decode(content_type, body)
-    if not text:
-        raise InvalidRequest("The prompt is missing: give '?prompt=…' or a text body.", param="prompt")
-    return text
-
-
 def _decode(content_type: str | None, body: bytes) -> str:
+    _check_type(content_type)
+    try:
+        return body.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise _not_utf8(error.start) from None
+
+
+def _check_type(content_type: str | None) -> None:
     type_, _, parameters = (content_type or "").partition(";")
     if type_.strip().lower() not in ("", *TEXT_TYPES):
         raise InvalidRequest(
@@ -92,7 +139,37 @@ def _decode(content_type: str | None, body: bytes) -> str:
         name, _, value = parameter.strip().partition("=")
         if name.lower() == "charset" and value.strip('"').lower() not in ("utf-8", "utf8", "us-ascii"):
             raise InvalidRequest("The body must be UTF-8 text.", param="Content-Type")
-    try:
-        return body.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InvalidRequest(f"The body is not valid UTF-8: see byte {error.start}.", param="prompt") from None
+
+
+class TextEvents:
+    """The text as server-sent events, for a stream that can be picked up again: each has an id, ``REQUEST:NUMBER``.
+
+    The data of an event without a name is a piece of the text, as a JSON string. ``done`` has the finish reason and the
+    usage, ``error`` an error object; one of the two is the last.
+    """
+
+    def __init__(self, request_id: str) -> None:
+        self._id = b"id: " + request_id.encode("ascii") + b":"
+
+    def delta(self, number: int, event: TextDelta) -> bytes:
+        text = "".join(part.text for part in event.parts)
+        return self._id + b"%d\n" % number + sse.event(orjson.dumps(text)) if text else b""
+
+    def finished(self, number: int, event: Finished) -> bytes:
+        body = {"finish_reason": event.reasons[0].value, "usage": usage_object(event.usage)}
+        return self._id + b"%d\nevent: done\n" % number + sse.event(orjson.dumps(body))
+
+    def failed(self, number: int, error: bytes) -> bytes:
+        return self._id + b"%d\nevent: error\n" % number + sse.event(error)
+
+
+def _both() -> InvalidRequest:
+    return InvalidRequest("Give the prompt as '?prompt=' or as the body, not as both.", param="prompt")
+
+
+def _missing() -> InvalidRequest:
+    return InvalidRequest("The prompt is missing: give '?prompt=…' or a text body.", param="prompt")
+
+
+def _not_utf8(place: int) -> InvalidRequest:
+    return InvalidRequest(f"The body is not valid UTF-8: see byte {place}.", param="prompt")

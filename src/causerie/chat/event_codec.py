@@ -1,0 +1,95 @@
+"""Events as bytes for a store, and back. Short keys: there is one for each step of an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import orjson
+
+from causerie.errors import CauserieError
+from causerie.types import (
+    Event,
+    Failed,
+    Finished,
+    FinishReason,
+    Part,
+    PrefillProgress,
+    Queued,
+    Started,
+    TextDelta,
+    TokenLogprob,
+    Usage,
+)
+
+
+def encode(event: Event) -> bytes:
+    """JSON; ``decode`` gives an equal event (an error keeps its class, message and param)."""
+    match event:
+        case TextDelta(parts):
+            value: Any = ["d", [_part(part) for part in parts]]
+        case Queued(position, wait):
+            value = ["q", position, wait]
+        case PrefillProgress(read, total):
+            value = ["p", read, total]
+        case Started(prompt_tokens, dropped):
+            value = ["s", prompt_tokens, dropped]
+        case Finished(reasons, usage):
+            value = ["f", list(reasons), usage_list(usage)]
+        case Failed(error, usage):
+            value = ["e", *error_list(error), usage_list(usage)]
+    return orjson.dumps(value)
+
+
+def decode(data: bytes) -> Event:
+    kind, *rest = orjson.loads(data)
+    match kind:
+        case "d":
+            return TextDelta(tuple(map(_to_part, rest[0])))
+        case "q":
+            return Queued(*rest)
+        case "p":
+            return PrefillProgress(*rest)
+        case "s":
+            return Started(*rest)
+        case "f":
+            return Finished(tuple(map(FinishReason, rest[0])), Usage(*rest[1]))
+        case "e":
+            return Failed(to_error(rest[:3]), Usage(*rest[3]))
+    raise ValueError(f"unknown event {kind!r}")
+
+
+def usage_list(usage: Usage) -> list[int | str | None]:
+    return [usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens, usage.cache_miss]
+
+
+def error_list(error: CauserieError) -> list[str | None]:
+    return [error.code, error.message, error.param]
+
+
+def to_error(values: list[Any]) -> CauserieError:
+    """The error of that code; of an unknown one, its message under the plain class."""
+    code, message, param = values
+    class_ = next((known for known in _tree(CauserieError) if known.code == code), CauserieError)
+    error = class_.__new__(class_)  # Some are made of other values than their message.
+    CauserieError.__init__(error, message, param=param)
+    return error
+
+
+def _tree(class_: type[CauserieError]) -> Iterator[type[CauserieError]]:
+    yield class_
+    for child in class_.__subclasses__():
+        yield from _tree(child)
+
+
+def _part(part: Part) -> list[Any]:
+    values: list[Any] = [part.index, part.text, part.tokens, part.finish_reason]
+    return [*values, [[one.id, one.logprob, one.top] for one in part.logprobs]] if part.logprobs else values
+
+
+def _to_part(values: list[Any]) -> Part:
+    index, text, tokens, reason, *more = values
+    logprobs = (
+        tuple(TokenLogprob(id_, logprob, tuple(map(tuple, top))) for id_, logprob, top in more[0]) if more else ()
+    )
+    return Part(index, text, tokens, logprobs, None if reason is None else FinishReason(reason))

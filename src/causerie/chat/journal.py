@@ -1,0 +1,159 @@
+"""Keeping the events of stored responses: they are shown to readers once the transaction that holds them has committed.
+
+Everything that one step of the engine brought, for all responses, goes in one transaction; what comes while that is
+under way goes in the next. If one fails, the responses in it end as failed with what was committed before; that end is
+kept as soon as the store takes it, and until then they count as open.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from typing import NamedTuple
+
+from causerie.chat.log import ResponseLog
+from causerie.chat.records import ResponseRecord, outcome_of
+from causerie.chat.store import Append, End, Store, Write
+from causerie.errors import CauserieError, StoreError
+from causerie.types import Event, Failed, Finished
+
+logger = logging.getLogger("causerie.store")
+
+_FIRST_REPAIR = 0.5
+_LONGEST_PAUSE = 30.0
+"""Seconds after which the store is asked again whether it takes the ends that it could not keep; doubled each time."""
+
+
+class Recording:
+    """The events of one response on their way to the store; the recorder of its log. Made by ``Journal.record``."""
+
+    def __init__(self, journal: Journal, record: ResponseRecord, on_closed: Callable[[], None]) -> None:
+        self.record = record
+        self.on_closed = on_closed
+        self._journal = journal
+        self._held: list[_Entry] | None = []
+
+    def add(self, log: ResponseLog, number: int, event: Event) -> None:
+        writes: list[Write] = [Append(log.id, number, event)]
+        if isinstance(event, Finished | Failed):
+            outcome = outcome_of(log.events, log.ended_at)
+            assert outcome is not None
+            writes.append(End(log.id, outcome))
+        entries = [_Entry(self, log, number, write) for write in writes]
+        if self._held is None:
+            self._journal._add(entries)
+        else:
+            self._held += entries
+
+    async def begin(self, log: ResponseLog) -> None:
+        """Keep the record, and then what has happened meanwhile. Raises what ``Store.begin`` raises; the log then
+        ends as failed."""
+        try:
+            await self._journal._store.begin(self.record)
+        except BaseException as error:
+            self._held = []
+            log.break_off(error if isinstance(error, CauserieError) else StoreError("It could not be kept."))
+            self.on_closed()
+            raise
+        held, self._held = self._held, None
+        self._journal._add(held or [])
+
+
+class _Entry(NamedTuple):
+    recording: Recording
+    log: ResponseLog
+    number: int
+    write: Write
+
+
+class Journal:
+    """Belongs to one event loop and writes to one store, a transaction at a time."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._pending: list[_Entry] = []
+        self._writing: asyncio.Task[None] | None = None
+        self._open_ends: dict[ResponseLog, Recording] = {}
+        self._repair = asyncio.Lock()
+        self._repairing: asyncio.Task[None] | None = None
+
+    def record(self, record: ResponseRecord, on_closed: Callable[[], None] = lambda: None) -> Recording:
+        """``on_closed`` is called when the response's end can be seen by readers, and is in the store."""
+        return Recording(self, record, on_closed)
+
+    async def settle(self) -> None:
+        """Wait until all is committed, or has failed to be; what failed is tried once more."""
+        while self._writing is not None:
+            await asyncio.wait({self._writing})
+        if self._repairing is not None:
+            self._repairing.cancel()
+            await asyncio.wait({self._repairing})
+        with contextlib.suppress(StoreError):
+            await self.repair()
+
+    async def repair(self) -> None:
+        """Keep the ends of responses that the store failed on. Raises StoreError while it still fails."""
+        async with self._repair:
+            for log, recording in list(self._open_ends.items()):
+                found = await self._store.response(recording.record.owner, log.id)
+                if found is not None and found.outcome is None:
+                    try:
+                        await self._store.write(_end_of(log))
+                    except StoreError:
+                        raise
+                    except Exception:  # Asking again would change nothing.
+                        logger.exception("the end of response %s cannot be kept", log.id)
+                del self._open_ends[log]
+                recording.on_closed()
+
+    def _add(self, entries: list[_Entry]) -> None:
+        self._pending += entries
+        if self._writing is None and self._pending:
+            # The task runs when everything of this turn of the loop, so the whole step, has been added.
+            self._writing = asyncio.create_task(self._write())
+
+    async def _write(self) -> None:
+        try:
+            while self._pending:
+                batch, self._pending = self._pending, []
+                await self._commit(batch)
+        finally:
+            self._writing = None
+
+    async def _commit(self, batch: list[_Entry]) -> None:
+        try:
+            await self._store.write([entry.write for entry in batch])
+        except Exception as error:
+            if not isinstance(error, StoreError):
+                logger.exception("the store failed in an unforeseen way")
+                error = StoreError("What keeps responses has failed; this one was not kept to its end.")
+            lost = {entry.log: entry.recording for entry in batch}
+            logger.error("%d responses end as failed: %s", len(lost), error)
+            self._pending = [entry for entry in self._pending if entry.log not in lost]
+            for log in lost:
+                log.break_off(error)
+            self._open_ends |= lost
+            if self._repairing is None or self._repairing.done():
+                self._repairing = asyncio.create_task(self._keep_repairing())
+        else:
+            for log, (recording, _, number, _) in {entry.log: entry for entry in batch}.items():
+                log.committed(number)
+                if log.closed:
+                    recording.on_closed()
+
+    async def _keep_repairing(self) -> None:
+        pause = _FIRST_REPAIR
+        while self._open_ends:
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+            with contextlib.suppress(StoreError):
+                await self.repair()
+
+
+def _end_of(log: ResponseLog) -> list[Write]:
+    """The terminal event, and the outcome, of a log that was broken off: all before it was committed."""
+    outcome = outcome_of(log.events, log.ended_at)
+    assert outcome is not None
+    return [Append(log.id, len(log.events), log.events[-1]), End(log.id, outcome)]

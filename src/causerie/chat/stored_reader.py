@@ -1,0 +1,94 @@
+"""Reading a response that this process does not generate: from the store, and as another process adds to it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+
+from causerie.chat.log import EventReader, Numbered
+from causerie.chat.store import Store
+from causerie.types import Failed, Finished
+
+
+class Kept:
+    """What the store has of a response: ``events``, all so far. Makes readers of them and of what is still to come."""
+
+    def __init__(self, store: Store, owner: str, id_: str, events: Sequence[Numbered]) -> None:
+        self.events = events
+        self.ended_at = 0.0
+        """When the response ended, in Unix time, once a reader has come to its end."""
+        self._store = store
+        self._owner = owner
+        self._id = id_
+
+    @property
+    def ended(self) -> bool:
+        return bool(self.events) and isinstance(self.events[-1].event, Finished | Failed)
+
+    def reader(self, after: int) -> EventReader:
+        events = deque(event for event in self.events if event.number > after)
+        return StoredReader(self, events, after)
+
+    async def follow(self, after: int) -> list[Numbered]:
+        """What comes behind number ``after``; nothing if the response was over by then."""
+        if self.ended or not self._store.shared:
+            return []
+        return await self._store.follow(self._owner, self._id, after)
+
+    async def see_end(self) -> None:
+        found = await self._store.response(self._owner, self._id)
+        if found is not None and found.outcome is not None:
+            self.ended_at = found.outcome.ended
+
+
+class StoredReader:
+    """An async iterator over stored events, unmerged; see ``log.EventReader``."""
+
+    def __init__(self, kept: Kept, events: deque[Numbered], number: int) -> None:
+        self._kept = kept
+        self._events = events
+        self._number = number
+        self._ended = False
+        self._left = False
+        self._waiting: asyncio.Task[list[Numbered]] | None = None
+
+    def __aiter__(self) -> StoredReader:
+        return self
+
+    async def __anext__(self) -> Numbered:
+        if not self._ended and not self._left and not self._events:
+            self._events.extend(await self._wait())
+            self._ended = not self._events
+        if self._ended or self._left:
+            raise StopAsyncIteration
+        first = self._events.popleft()
+        self._number = first.number
+        if isinstance(first.event, Finished | Failed):
+            self._ended = True
+            await self._kept.see_end()
+        return first
+
+    async def _wait(self) -> list[Numbered]:
+        self._waiting = asyncio.ensure_future(self._kept.follow(self._number))
+        try:
+            return await self._waiting
+        except asyncio.CancelledError:
+            if self._left:
+                return []
+            raise
+        finally:
+            self._waiting = None
+
+    @property
+    def at_end(self) -> bool:
+        return self._ended
+
+    def give_up(self) -> None:
+        """Nothing to do: it is not this reader that keeps the response going."""
+
+    async def aclose(self) -> None:
+        """Leave; whoever waits for the next event is told that there is none."""
+        self._left = True
+        if self._waiting is not None:
+            self._waiting.cancel()

@@ -1,0 +1,99 @@
+"""Streams that outlive their readers: who may come back to one, and for how long."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from typing import NamedTuple
+
+from causerie.chat.log import ResponseLog
+from causerie.errors import ResponseNotFound, StreamExpired
+from causerie.types import CancelCause, GenerationRequest
+
+MAX_EXPIRED = 4096
+"""Ids that are remembered as expired, so that whoever comes back late is told so."""
+
+
+class Kept(NamedTuple):
+    log: ResponseLog
+    request: GenerationRequest
+
+
+class Streams:
+    """The logs of responses with a policy of their own for lost readers. Runs on the event loop.
+
+    ``window`` is how long, in seconds, a log can still be read once it has ended; at most ``capacity`` ended ones wait.
+    """
+
+    def __init__(self, *, window: float, capacity: int) -> None:
+        self._window = window
+        self._capacity = capacity
+        self._kept: dict[tuple[str, str], Kept] = {}
+        self._ended: OrderedDict[tuple[str, str], asyncio.TimerHandle] = OrderedDict()
+        self._graces: dict[tuple[str, str], asyncio.TimerHandle] = {}
+        self._expired: OrderedDict[tuple[str, str], None] = OrderedDict()
+
+    def keep(self, log: ResponseLog, request: GenerationRequest) -> None:
+        """From its creation on."""
+        key = log.owner, log.id
+        self._expired.pop(key, None)
+        if (old := self._ended.pop(key, None)) is not None:
+            old.cancel()  # The id of an ended stream was used again.
+        self._kept[key] = Kept(log, request)
+
+    def find(self, owner: str, id_: str) -> Kept:
+        """Raises StreamExpired for a log whose window is over, ResponseNotFound for any other that is not there."""
+        key = owner, id_
+        if key in self._kept:
+            return self._kept[key]
+        if key in self._expired:
+            raise StreamExpired(f"The stream {id_[:64]!r} has ended, and can no longer be read again.")
+        raise ResponseNotFound(f"There is no stream {id_[:64]!r} to read again.")
+
+    def abandoned(self, log: ResponseLog) -> bool:
+        """Its last reader has left; False if it is not kept here."""
+        key = log.owner, log.id
+        kept = self._kept.get(key)
+        if kept is None or kept.log is not log:
+            return False
+        grace = kept.request.on_disconnect.grace
+        if grace is not None and not log.ended:
+            self._stop_grace(key)
+            timer = asyncio.get_running_loop().call_later(grace, self._nobody_came, log)
+            self._graces[key] = timer
+        return True
+
+    def ended(self, log: ResponseLog) -> None:
+        """It has its terminal event: from now on the window runs."""
+        key = log.owner, log.id
+        kept = self._kept.get(key)
+        if kept is None or kept.log is not log or key in self._ended:
+            return
+        self._stop_grace(key)
+        self._ended[key] = asyncio.get_running_loop().call_later(self._window, self._expire, key)
+        if len(self._ended) > self._capacity:
+            self._expire(next(iter(self._ended)))
+
+    def close(self) -> None:
+        """Forget everything, timers too."""
+        for timer in (*self._ended.values(), *self._graces.values()):
+            timer.cancel()
+        self._kept.clear()
+        self._ended.clear()
+        self._graces.clear()
+
+    def _nobody_came(self, log: ResponseLog) -> None:
+        self._graces.pop((log.owner, log.id), None)
+        if not log.reader_count:
+            log.cancel(CancelCause.CLIENT)
+
+    def _stop_grace(self, key: tuple[str, str]) -> None:
+        if (timer := self._graces.pop(key, None)) is not None:
+            timer.cancel()
+
+    def _expire(self, key: tuple[str, str]) -> None:
+        self._ended.pop(key).cancel()
+        del self._kept[key]
+        self._expired[key] = None
+        if len(self._expired) > MAX_EXPIRED:
+            self._expired.popitem(last=False)

@@ -1,0 +1,132 @@
+"""``/v1/responses``: create, read again, cancel, delete, and what a response was asked."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+from starlette.types import Receive, Scope, Send
+
+from causerie.chat.archive import Archive, Live
+from causerie.chat.log import EventReader, Numbered
+from causerie.chat.records import ResponseRecord, outcome_of
+from causerie.chat.service import ChatService
+from causerie.errors import ItemNotFound
+from causerie.types import Event, Failed, Finished
+from causerie.web.openai import EVENT_STREAM_HEADERS, PARSE_INLINE, limits_of
+from causerie.web.requests import ClientGone, id_header, owner_of, read_body, send_json
+from causerie.web.streams import StreamedAnswer, leave_with_client, wanted_on_disconnect
+from causerie.wire import sse
+from causerie.wire.fields import query_pairs
+from causerie.wire.items import item_list
+from causerie.wire.queries import ListQuery, parse_list_query, parse_response_query
+from causerie.wire.responses_events import ResponseEvents, as_sse
+from causerie.wire.responses_object import deleted_object, response_object
+from causerie.wire.responses_request import ResponseCall, parse_response
+
+
+class Responses:
+    """The routes under ``/v1/responses``; each method is an ASGI application."""
+
+    def __init__(self, service: ChatService, archive: Archive) -> None:
+        self._service = service
+        self._archive = archive
+
+    async def create(self, scope: Scope, receive: Receive, send: Send) -> None:
+        call = await self._parse(await read_body(scope, receive, self._service.settings))
+        if call.on_disconnect is None and not call.background:
+            call = replace(call, on_disconnect=wanted_on_disconnect(scope, None))
+        live = await self._archive.create(owner_of(scope), call)
+        record, log = live
+        if call.stream:
+            logprobs = None if call.sampling.logprobs is None else self._service.text
+            events = ResponseEvents(record, ended=lambda: log.ended_at, logprobs=logprobs)
+            await self._stream(log.reader(), events, scope, receive, send)
+        elif call.background:
+            stream = await self._archive.find(record.owner, record.id)
+            await send_json(response_object(stream.record, stream.status), scope, receive, send)
+        else:
+            await send_json(response_object(await _read_to_end(live, receive)), scope, receive, send)
+
+    async def read(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """``GET /v1/responses/{id}``: as it is now, or as a stream from the beginning or from a number on."""
+        query = parse_response_query(query_pairs(scope["query_string"]))
+        stream = await self._archive.find(owner_of(scope), scope["path_params"]["id"])
+        if not query.stream:
+            await send_json(response_object(stream.record, stream.status), scope, receive, send)
+            return
+        events = ResponseEvents(stream.record, ended=stream.ended_at, logprobs=self._service.text)
+        position = 0
+        if query.starting_after is not None:
+            position = events.resume([event for _, event in stream.history], query.starting_after)
+        await self._stream(stream.reader(position), events, scope, receive, send)
+
+    async def cancel(self, scope: Scope, receive: Receive, send: Send) -> None:
+        record = await self._archive.cancel(owner_of(scope), scope["path_params"]["id"])
+        await send_json(response_object(record), scope, receive, send)
+
+    async def delete(self, scope: Scope, receive: Receive, send: Send) -> None:
+        id_ = scope["path_params"]["id"]
+        await self._archive.delete(owner_of(scope), id_)
+        await send_json(deleted_object(id_), scope, receive, send)
+
+    async def input_items(self, scope: Scope, receive: Receive, send: Send) -> None:
+        query = parse_list_query(query_pairs(scope["query_string"]))
+        record = (await self._archive.find(owner_of(scope), scope["path_params"]["id"])).record
+        await send_json(_page(record, query), scope, receive, send)
+
+    async def _parse(self, body: bytes) -> ResponseCall:
+        limits = limits_of(self._service)
+        if len(body) < PARSE_INLINE:
+            return parse_response(body, limits)
+        return await asyncio.to_thread(parse_response, body, limits)
+
+    async def _stream(
+        self, reader: EventReader, events: ResponseEvents, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        headers = [*EVENT_STREAM_HEADERS, (b"x-request-id", id_header(scope)["x-request-id"].encode())]
+        settings = self._service.settings
+        answer = StreamedAnswer(reader, _Stream(events), headers, settings, heartbeat=sse.HEARTBEAT)
+        await answer(scope, receive, send)
+
+
+class _Stream:
+    """A response's events as the body of an event stream."""
+
+    def __init__(self, events: ResponseEvents) -> None:
+        self._events = events
+        self._opened = False
+
+    def encode(self, number: int, event: Event) -> bytes:
+        body = self._events.sse(Numbered(number, event))
+        if self._opened:
+            return body
+        self._opened = True
+        return as_sse(self._events.opening()) + body
+
+
+async def _read_to_end(live: Live, receive: Receive) -> ResponseRecord:
+    """The record with its outcome. Raises the response's error, or ClientGone."""
+    record, log = live
+    reader = log.reader()
+    gone = asyncio.create_task(leave_with_client(receive, reader))
+    try:
+        async for _, event in reader:
+            if isinstance(event, Failed):
+                raise event.error
+            if isinstance(event, Finished):
+                return replace(record, outcome=outcome_of(log.events, log.ended_at))
+        raise ClientGone
+    finally:
+        gone.cancel()
+        await reader.aclose()
+
+
+def _page(record: ResponseRecord, query: ListQuery) -> dict[str, object]:
+    items = list(reversed(record.input)) if query.newest_first else list(record.input)
+    if query.after is not None:
+        ids = [item.id for item in items]
+        if query.after not in ids:
+            raise ItemNotFound(f"The response was asked no item {query.after[:64]!r}.", param="after")
+        items = items[ids.index(query.after) + 1 :]
+    return item_list(items[: query.limit], has_more=len(items) > query.limit)

@@ -1,0 +1,210 @@
+"""Stored responses: nothing is shown before it is kept, and what cannot be kept ends truthfully."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from causerie.chat.journal import Journal
+from causerie.chat.log import Numbered, ResponseLog
+from causerie.chat.records import ResponseRecord, Status
+from causerie.chat.store import Append, End, Write
+from causerie.errors import CauserieError, ConversationBusy, StoreFull
+from causerie.types import Failed, Finished, FinishReason, Part, Started, TextDelta, Usage
+
+END = Finished((FinishReason.STOP,), Usage(1, 2))
+
+
+def delta(text: str) -> TextDelta:
+    return TextDelta((Part(0, text, 1),))
+
+
+class Disk:
+    """A store whose commits take until the test lets them through, and fail when it says so."""
+
+    def __init__(self) -> None:
+        self.committed: list[list[Write]] = []
+        self.begun: list[str] = []
+        self.open = asyncio.Event()
+        self.open.set()
+        self.error: CauserieError | None = None
+
+    async def response(self, owner: str, id_: str) -> ResponseRecord | None:
+        if self.error is not None:
+            raise self.error
+        return ResponseRecord(id_, owner, 0.0, "m", {}, (), "msg") if id_ in self.begun else None
+
+    async def begin(self, record: ResponseRecord) -> None:
+        await self.open.wait()
+        if self.error is not None:
+            raise self.error
+        self.begun.append(record.id)
+
+    async def write(self, writes: Sequence[Write]) -> None:
+        await self.open.wait()
+        if self.error is not None:
+            raise self.error
+        self.committed.append(list(writes))
+
+
+class Stored:
+    """A log on its way to a disk, and what its owner was told."""
+
+    def __init__(self, journal: Journal, id_: str = "r") -> None:
+        self.broken: list[CauserieError] = []
+        record = ResponseRecord(id_, "", 0.0, "m", {}, (), "msg")
+        self.closed = 0
+        self.recording = journal.record(record, self._close)
+        self.log = ResponseLog(
+            id_,
+            on_cancel=lambda _: None,
+            on_abandoned=lambda _: None,
+            on_broken=self.broken.append,
+            recorder=self.recording,
+        )
+
+    def _close(self) -> None:
+        self.closed += 1
+
+
+async def settle() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+def journal_on(disk: Any) -> Journal:
+    return Journal(disk)
+
+
+async def test_a_reader_sees_an_event_only_after_its_commit() -> None:
+    disk = Disk()
+    stored = Stored(journal_on(disk))
+    await stored.recording.begin(stored.log)
+    reader = stored.log.reader()
+    disk.open.clear()
+    stored.log.append(delta("a"))
+    first = asyncio.ensure_future(anext(reader))
+    await settle()
+    assert not first.done() and stored.log.history() == []
+    disk.open.set()
+    assert await first == (1, delta("a"))
+
+
+async def test_what_happens_before_the_record_is_kept_is_held_back_and_then_kept() -> None:
+    disk = Disk()
+    stored = Stored(journal_on(disk))
+    stored.log.append(Started(3))
+    await settle()
+    assert disk.committed == []
+    await stored.recording.begin(stored.log)
+    assert await anext(stored.log.reader()) == (1, Started(3))
+    assert disk.committed == [[Append("r", 1, Started(3))]]
+
+
+async def test_all_responses_of_a_step_share_a_commit() -> None:
+    disk = Disk()
+    journal = journal_on(disk)
+    many = [Stored(journal, f"r{index}") for index in range(16)]
+    for stored in many:
+        await stored.recording.begin(stored.log)
+    for stored in many:
+        stored.log.append(delta("x"))
+    await journal.settle()
+    assert len(disk.committed) == 1 and len(disk.committed[0]) == 16
+
+
+async def test_the_end_is_kept_with_all_that_was_said() -> None:
+    disk = Disk()
+    journal = journal_on(disk)
+    stored = Stored(journal)
+    await stored.recording.begin(stored.log)
+    for event in (Started(3), delta("Hel"), delta("lo"), END):
+        stored.log.append(event)
+    await journal.settle()
+    assert stored.log.closed
+    end = disk.committed[-1][-1]
+    assert isinstance(end, End) and end.outcome.text == "Hello" and end.outcome.status is Status.COMPLETED
+
+
+async def test_a_store_that_fails_ends_the_stream_with_what_was_kept_and_an_error() -> None:
+    disk = Disk()
+    journal = journal_on(disk)
+    stored = Stored(journal)
+    await stored.recording.begin(stored.log)
+    stored.log.append(delta("kept"))
+    await journal.settle()
+    disk.error = StoreFull("The store is full.")
+    stored.log.append(delta(" lost"))
+    stored.log.append(END)
+    await journal.settle()
+    assert [type(event) for _, event in stored.log.history()] == [TextDelta, Failed]
+    assert stored.log.history()[0] == Numbered(1, delta("kept"))
+    assert [error.code for error in stored.broken] == ["store_full"]
+
+
+async def test_a_record_that_is_refused_ends_the_log_and_raises() -> None:
+    disk = Disk()
+    disk.error = ConversationBusy("Busy.")
+    stored = Stored(journal_on(disk))
+    stored.log.append(Started(1))
+    with pytest.raises(ConversationBusy):
+        await stored.recording.begin(stored.log)
+    assert stored.log.closed and isinstance(stored.log.history()[-1].event, Failed)
+
+
+async def test_one_failed_commit_does_not_touch_who_comes_later() -> None:
+    disk = Disk()
+    journal = journal_on(disk)
+    first, second = Stored(journal, "a"), Stored(journal, "b")
+    await first.recording.begin(first.log)
+    disk.error = StoreFull("Full.")
+    first.log.append(delta("x"))
+    await journal.settle()
+    disk.error = None
+    await second.recording.begin(second.log)
+    second.log.append(END)
+    await journal.settle()
+    assert first.log.closed and second.log.history() == [Numbered(1, END)]
+
+
+async def test_an_end_that_could_not_be_kept_is_kept_once_the_store_takes_it() -> None:
+    disk = Disk()
+    journal = journal_on(disk)
+    stored = Stored(journal)
+    await stored.recording.begin(stored.log)
+    stored.log.append(delta("kept"))
+    await journal.settle()
+    disk.error = StoreFull("The store is full.")
+    stored.log.append(delta(" lost"))
+    await settle()
+    assert stored.log.closed
+    assert stored.closed < 1
+    with pytest.raises(StoreFull):
+        await journal.repair()
+    disk.error = None
+    await journal.repair()
+    append, end = disk.committed[-1]
+    assert isinstance(append, Append) and append.number == 2 and isinstance(append.event, Failed)
+    assert isinstance(end, End) and end.outcome.status is Status.FAILED and end.outcome.text == "kept"
+    assert stored.closed == 1
+    await journal.repair()
+    await journal.settle()
+    assert len(disk.committed) == 2 and stored.closed == 1
+
+
+async def test_the_store_is_asked_again_by_itself() -> None:
+    disk = Disk()
+    journal = journal_on(disk)
+    stored = Stored(journal)
+    await stored.recording.begin(stored.log)
+    disk.error = StoreFull("The store is full.")
+    stored.log.append(END)
+    await settle()
+    disk.error = None
+    async with asyncio.timeout(10):
+        while not stored.closed:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert len(disk.committed) == 1

@@ -218,15 +218,14 @@ class Chat(_ById):
         self.usages: list[Body] = []
 
     def event(self, name: str | None, id_: str | None, data: bytes) -> None:
-        assert name is None
+        assert name is None and id_ is not None
+        self.seen(id_)
         if data == b"[DONE]":
             assert len(self.reasons) == 1 and len(self.usages) == 1
             self.ended += 1
             return
         chunk = orjson.loads(data)
         assert "error" not in chunk, chunk
-        assert id_ is not None
-        self.seen(id_)
         self.usages += [chunk["usage"]] if chunk.get("usage") else []
         for choice in chunk["choices"]:
             self.pieces.append(choice["delta"].get("content", "") if "delta" in choice else choice["text"])

@@ -100,7 +100,7 @@ class Journal:
                 found = await self._store.response(recording.record.owner, log.id)
                 if found is not None and found.outcome is None:
                     try:
-                        await self._store.write(_end_of(log))
+                        await self._store.write(await self._end_of(recording.record.owner, log))
                     except StoreError:
                         raise
                     except Exception:  # Asking again would change nothing.
@@ -143,6 +143,17 @@ class Journal:
                 if log.closed:
                     recording.on_closed()
 
+    async def _end_of(self, owner: str, log: ResponseLog) -> list[Write]:
+        """The terminal event, and the outcome, of a log that was broken off.
+
+        They come behind what the store has, which may be more than it could tell: where the connection to it broke, the
+        last transaction may have been carried out.
+        """
+        kept = [event for _, event in await self._store.events(owner, log.id)]
+        outcome = outcome_of([*kept, log.events[-1]], log.ended_at)
+        assert outcome is not None
+        return [Append(log.id, len(kept) + 1, log.events[-1]), End(log.id, outcome)]
+
     async def _keep_repairing(self) -> None:
         pause = _FIRST_REPAIR
         while self._open_ends:
@@ -150,10 +161,3 @@ class Journal:
             pause = min(2 * pause, _LONGEST_PAUSE)
             with contextlib.suppress(StoreError):
                 await self.repair()
-
-
-def _end_of(log: ResponseLog) -> list[Write]:
-    """The terminal event, and the outcome, of a log that was broken off: all before it was committed."""
-    outcome = outcome_of(log.events, log.ended_at)
-    assert outcome is not None
-    return [Append(log.id, len(log.events), log.events[-1]), End(log.id, outcome)]

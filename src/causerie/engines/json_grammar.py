@@ -25,12 +25,19 @@ _MOST_DIGITS = 15
 _Spans: TypeAlias = tuple[tuple[str, str], ...]
 """Numbers as text, from one to another with as many digits."""
 _END = ("", "")
-_CHARACTER = r'([^"\\\x00-\x1f\x7f] | "\\" escaped)'
+
+
+def _character(then: str) -> str:
+    """A character of a string, and what follows it: in one rule, so that a token may go past the character."""
+    return rf'[^"\\\x00-\x1f\x7f] {then} | "\\" escaped {then}'
+
+
 # Half a surrogate pair is no character, so no escape spells one.
 _COMMON = {
     "hex": "[0-9a-fA-F]",
     "escaped": r'["\\/bfnrt] | "u" ([0-9a-cA-CefEF] hex hex hex | [dD] [0-7] hex hex)',
-    "string": rf'"\"" {_CHARACTER}* "\""',
+    "string": r'"\"" rest',
+    "rest": rf'"\"" | {_character("rest")}',
     "number": '"-"? positive',
     "positive": 'natural ("." fraction)?',
     "boolean": '"true" | "false"',
@@ -136,35 +143,26 @@ class _Grammar:
         low, high = schema.get("minLength", 0), schema.get("maxLength")
         if not low and high is None:
             return "string"
-        end = f"{_CHARACTER}*" if high is None else self._up_to(high - low)
-        return self._rule(rf'"\"" {self._exactly(low)} {end} "\""')
-
-    def _block(self) -> str:
-        return self._exactly_short(_BLOCK)
+        end = "rest" if high is None else self._up_to(high - low)
+        return self._rule(rf'"\"" {self._exactly(low)} {end}')
 
     def _exactly(self, count: int) -> str:
-        return " ".join([self._block()] * (count // _BLOCK) + [self._exactly_short(count % _BLOCK)])
+        return " ".join([self._just(_BLOCK)] * (count // _BLOCK) + [self._just(count % _BLOCK)])
 
-    def _exactly_short(self, count: int) -> str:
+    def _just(self, count: int) -> str:
         """One chain of rules for all lengths: what each of its characters costs is paid once."""
         for length in range(1, count + 1):
-            self._rules.setdefault(f"just{length}", f"{_CHARACTER} {f'just{length - 1}' if length > 1 else ''}")
+            self._rules.setdefault(f"just{length}", _character(f"just{length - 1}" if length > 1 else ""))
         return f"just{count}" if count else '""'
 
     def _up_to(self, count: int) -> str:
-        if count == 0:
-            return '""'
-        short = min(count, _BLOCK - 1)
-        for length in range(1, short + 1):
-            before = f"upto{length - 1}" if length > 1 else ""
-            self._rules.setdefault(f"upto{length}", f'"" | {_CHARACTER} {before}')
-        name = f"upto{short}"
-        for length in range(count % _BLOCK or _BLOCK, count + 1, _BLOCK):
-            if length >= _BLOCK:
-                before = f"upto{length - _BLOCK}" if length > _BLOCK else ""
-                name = f"upto{length}"
-                self._rules.setdefault(name, f"upto{_BLOCK - 1} | {self._block()} {before}")
-        return name
+        """At most ``count`` characters, and the string's end."""
+        self._rules.setdefault("upto0", r'"\""')
+        for length in range(1, min(count, _BLOCK - 1) + 1):
+            self._rules.setdefault(f"upto{length}", rf'"\"" | {_character(f"upto{length - 1}")}')
+        for length in range(count % _BLOCK + _BLOCK, count + 1, _BLOCK):
+            self._rules.setdefault(f"upto{length}", f"upto{_BLOCK - 1} | {self._just(_BLOCK)} upto{length - _BLOCK}")
+        return f"upto{count}"
 
     def _integer(self, low: int, high: int) -> str:
         ways = []

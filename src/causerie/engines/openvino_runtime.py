@@ -70,8 +70,10 @@ def pipeline(setup: Setup) -> Any:
     config.max_num_seqs = setup.max_sequences
     config.dynamic_split_fuse = True
     config.enable_prefix_caching = True
-    tokens = () if setup.vocabulary is None else (openvino_vocabulary.tokenizer(setup.vocabulary),)
-    return openvino_genai.ContinuousBatchingPipeline(setup.folder, *tokens, config, "CPU", **setup.properties)
+    make = openvino_genai.ContinuousBatchingPipeline
+    if setup.vocabulary is None:
+        return make(setup.folder, config, "CPU", dict(setup.properties))
+    return make(setup.folder, openvino_vocabulary.tokenizer(setup.vocabulary), config, "CPU", **setup.properties)
 
 
 def generation(sampling: SamplingParams, eos_token_ids: frozenset[int]) -> openvino_genai.GenerationConfig:

@@ -1,7 +1,7 @@
 """How many ways of reading the same beginning of an answer a schema leaves open.
 
 ``anyOf`` of two objects is undecided until they differ, perhaps at their last property, and each token is then tried in
-both. What that costs grows faster than their number: 80 strings of different ``maxLength`` took a minute a token.
+both. What that costs grows faster than their number (``docs/log.md``).
 """
 
 from __future__ import annotations

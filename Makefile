@@ -1,9 +1,11 @@
 # `make` alone lists the targets. ARGS is handed on: make serve ARGS="--port 9000".
-# PYTHON picks the interpreter (3.11 or newer). pip's own settings (index, mirrors, certificates) hold as they are.
+# PYTHON picks the interpreter (3.11 or newer). pip's and npm's own settings
+# (index or registry, mirrors, certificates) hold as they are.
 
 VENV := .venv
 DEV := .venv-dev
 OLDEST := .venv-oldest
+NODE := tests/node/node_modules
 
 # The oldest transformers that pyproject.toml admits, and the tests that run on it too (unless ARGS chooses tests).
 OLDEST_TRANSFORMERS := $(shell sed -n 's/.*"transformers>=\([0-9.]*\).*/\1/p' pyproject.toml)
@@ -11,6 +13,7 @@ OLDEST_TESTS := $(if $(ARGS),,$(wildcard tests/engines/test_transformers*.py tes
 
 # System packages that the tests need, by scripts/system_deps' names.
 TEST_SYSTEM_DEPS := venv curl redis
+NODE_SYSTEM_DEPS := node npm
 
 export PYTHON
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -31,13 +34,13 @@ help:  ## list these targets
 serve: $(VENV)/installed  ## install what serving needs (once) and start the server; ARGS="--port 9000"
 	@exec $(VENV)/bin/causerie serve $(ARGS)
 
-test: $(DEV)/installed $(OLDEST)/installed  ## install everything (once) and run every test; ARGS="-k cancel"
+test: $(DEV)/installed $(OLDEST)/installed $(NODE)/installed  ## install everything (once) and run every test; ARGS="-k cancel"
 	$(DEV)/bin/python -m pytest $(ARGS)
 ifneq ($(OLDEST_TESTS),)
 	$(OLDEST)/bin/python -m pytest $(OLDEST_TESTS) $(ARGS)
 endif
 
-check: $(DEV)/installed  ## format, lint, types and the quick tests
+check: $(DEV)/installed $(NODE)/installed  ## format, lint, types and the quick tests
 	$(DEV)/bin/ruff format --check .
 	$(DEV)/bin/ruff check .
 	$(DEV)/bin/mypy
@@ -56,7 +59,7 @@ constraints: $(DEV)/installed  ## write the development environment's versions t
 	scripts/freeze $(DEV)/bin/python > constraints.new && mv constraints.new constraints.txt
 
 clean:  ## remove the virtual environments and caches (not the models)
-	rm -rf $(VENV) $(DEV) $(OLDEST) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
+	rm -rf $(VENV) $(DEV) $(OLDEST) $(NODE) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
 	find src tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # An environment is made again when what it holds has changed, or when the checkout has moved.
@@ -90,3 +93,9 @@ $(OLDEST)/installed: $(DEV)/installed
 	    > "$$($(OLDEST)/bin/python -c "$$site")/development.pth"
 	$(OLDEST)/bin/python -m pip install 'transformers==$(OLDEST_TRANSFORMERS)'
 	@pwd > $@
+
+# `npm ci` takes exactly what the lock file says, and empties the folder first, stamp and all.
+$(NODE)/installed: tests/node/package.json tests/node/package-lock.json
+	scripts/system_deps $(NODE_SYSTEM_DEPS)
+	npm ci --prefix tests/node --ignore-scripts --no-audit --no-fund
+	@touch $@

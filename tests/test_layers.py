@@ -156,6 +156,12 @@ def test_only_its_store_knows_redis() -> None:
     assert complaints(found) == []
 
 
+def test_the_client_knows_nothing_of_the_server_but_what_both_speak() -> None:
+    rooms = {"client", "errors", "types", "wire"}
+    ours = [each for each in IMPORTS if each.room == "client" and each.top == "causerie"]
+    assert ours and complaints([each for each in ours if room_of(each.name) not in rooms]) == []
+
+
 def test_each_runtime_is_known_to_its_own_engine_only() -> None:
     runtimes = [each for each in IMPORTS if each.top in RUNTIMES]
     assert complaints([each for each in runtimes if not allowed_runtime(each)]) == []

@@ -213,3 +213,21 @@ async def test_an_unknown_wish_is_refused_by_name(wish: object) -> None:
         answer = await send(url, "POST", "/v1/chat/completions", chat_body(on_disconnect=wish))
         assert await answer.head() == 400
         assert (await answer.json())["error"]["param"] == "on_disconnect"
+
+
+async def test_a_stream_that_outlives_its_reader_can_be_stopped_by_its_id() -> None:
+    service = service_with(endless, step_seconds=0.002)
+    async with running_server(service) as url:
+        headers = {"X-Request-Id": "mine", "X-On-Disconnect": "continue", "Accept": "text/event-stream"}
+        response = await send(url, "POST", "/?max_tokens=8000", b"Hi", headers)
+        await response.head()
+        await response.chunk()
+        stopped = await send(url, "DELETE", "/streams/mine")
+        assert await stopped.head() == 200
+        assert await stopped.json() == {"id": "mine", "object": "stream", "cancelled": True}
+        await until_idle(service)
+        assert b"event: error" in (rest := await response.body()) and b'"cancelled"' in rest
+        again = await send(url, "DELETE", "/streams/mine")
+        assert await again.head() == 200 and (await again.json())["cancelled"] is False
+        unknown = await send(url, "DELETE", "/streams/none")
+        assert await unknown.head() == 404

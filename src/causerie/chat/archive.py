@@ -11,7 +11,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from causerie.chat.journal import Journal, Recording
@@ -68,6 +68,10 @@ class Live(NamedTuple):
     record: ResponseRecord
     log: ResponseLog
 
+    @property
+    def stream(self) -> Stream:
+        return Stream(self.record, self.log.history(), self.log.reader, lambda: self.log.ended_at)
+
 
 @dataclass(frozen=True, slots=True)
 class Stream:
@@ -120,23 +124,25 @@ class Archive:
         await self._journal.settle()
         await self.store.close()
 
-    async def create(self, owner: str, wanted: Wanted) -> Live:
-        """Begin a response. The caller takes a reader at once, and closes it in a ``finally``.
+    async def create(self, owner: str, wanted: Wanted, id_: str | None = None) -> Live:
+        """Begin a response, under a new id if none is given. The caller takes a reader at once, and closes it in a
+        ``finally``.
 
-        Raises what ``ChatService.create`` raises; PreviousResponseNotFound, PreviousResponseRunning,
-        ConversationNotFound or ConversationBusy; StoreError.
+        Raises what ``ChatService.create`` raises; DuplicateRequest for an id that is taken; PreviousResponseNotFound,
+        PreviousResponseRunning, ConversationNotFound or ConversationBusy; StoreError.
         """
         if wanted.store:
             await self._journal.repair()
+        id_ = id_ or f"resp_{uuid.uuid4().hex}"
         conversation = wanted.conversation
         if conversation is None:
-            return await self._create(owner, wanted, lambda: None)
+            return await self._create(owner, id_, wanted, lambda: None)
         key = owner, conversation
         if key in self._conversations:
             raise _busy(conversation)
         self._conversations.add(key)
         try:
-            return await self._create(owner, wanted, lambda: self._conversations.discard(key))
+            return await self._create(owner, id_, wanted, lambda: self._conversations.discard(key))
         except BaseException:
             self._conversations.discard(key)
             raise
@@ -145,8 +151,7 @@ class Archive:
         """Raises ResponseNotFound, StoreError."""
         live = self._live.get((owner, id_))
         if live is not None:
-            record, log = live
-            return Stream(record, log.history(), log.reader, lambda: log.ended_at)
+            return live.stream
         found = await self.store.response(owner, id_)
         if found is None:
             raise _no_response(id_)
@@ -185,12 +190,10 @@ class Archive:
             await _read_out(live.log.reader(len(live.log.history())))
         return live is not None
 
-    async def _create(self, owner: str, wanted: Wanted, on_closed: Callable[[], None]) -> Live:
-        id_ = f"resp_{uuid.uuid4().hex}"
+    async def _create(self, owner: str, id_: str, wanted: Wanted, on_closed: Callable[[], None]) -> Live:
         history = await self._history(owner, wanted)
         record = self._record(owner, id_, wanted)
-        policy = wanted.on_disconnect or OnDisconnect(None if wanted.background else 0.0)
-        request = replace(wanted.request(id_, owner, history), on_disconnect=policy)
+        request = wanted.request(id_, owner, history)
         if not wanted.store:
             return Live(record, await self._service.create(request))
 

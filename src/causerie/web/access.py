@@ -9,9 +9,9 @@ import re
 from starlette.types import Scope
 
 from causerie.config import Settings
-from causerie.errors import ConfigError
+from causerie.errors import ConfigError, InvalidKey
 from causerie.keys import ANONYMOUS, Keys, read_keys
-from causerie.web.errors import ForeignOrigin, InvalidKey, UnknownHost
+from causerie.web.errors import ForeignOrigin, UnknownHost
 from causerie.web.requests import host_of, same_origin
 
 KEY_PROTOCOL = "openai-insecure-api-key."

@@ -16,6 +16,7 @@ from causerie.errors import (
     DuplicateRequest,
     EngineOutOfMemory,
     Interrupted,
+    InvalidKey,
     InvalidRequest,
     ItemNotFound,
     ModelNotFound,
@@ -53,12 +54,6 @@ class UnknownHost(InvalidRequest):
     """The client calls this server by a name that it does not have."""
 
     code = "unknown_host"
-
-
-class InvalidKey(CauserieError):
-    """No API key, or one that is not known here."""
-
-    code = "invalid_api_key"
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import pytest
 from redis.asyncio import Redis
 
 from causerie.chat.store import Append, Retention
-from causerie.chat.stores import data_folder, make_store
+from causerie.chat.stores import data_folder, make_store, place_of
 from causerie.chat.stores.redis import RedisStore
 from causerie.chat.stores.sqlite import SQLiteStore
 from causerie.errors import ConfigError, StoreError, StoreFull
@@ -170,3 +170,10 @@ async def test_a_reference_names_a_store(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setitem(sys.modules, "redis", None)
     with pytest.raises(ConfigError, match=r"pip install 'causerie\[redis\]'"):
         make_store("redis://localhost", 2**20, environ=data)
+
+
+def test_a_place_is_told_without_its_password() -> None:
+    data = {"XDG_DATA_HOME": "/data"}
+    assert place_of("redis://me:secret@host:6379/0?x=y", port=1, environ=data) == "redis://host:6379/0"
+    assert place_of("default", port=9000, environ=data) == "/data/causerie/responses-9000.sqlite3"
+    assert place_of("default", port=0, environ=data).startswith("memory")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from causerie.chat.store import Store
 from causerie.errors import ConfigError
@@ -30,10 +31,22 @@ def make_store(reference: str, max_bytes: int, *, port: int = 0, environ: Mappin
         )
     from causerie.chat.stores.sqlite import SQLiteStore
 
-    path: str | Path = reference
-    if reference == "default":
-        path = data_folder(environ) / f"responses-{port}.sqlite3" if port else ":memory:"
-    return SQLiteStore(path, max_bytes=bound)
+    return SQLiteStore(_path(reference, port, environ), max_bytes=bound)
+
+
+def place_of(reference: str, *, port: int, environ: Mapping[str, str] = os.environ) -> str:
+    """What ``reference`` names, for whoever starts the server: a file, memory, or a Redis without its password."""
+    if reference.startswith(_REDIS):
+        parts = urlsplit(reference)
+        return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
+    path = _path(reference, port, environ)
+    return "memory, for as long as the server runs" if path == ":memory:" else str(path)
+
+
+def _path(reference: str, port: int, environ: Mapping[str, str]) -> str:
+    if reference != "default":
+        return reference
+    return str(data_folder(environ) / f"responses-{port}.sqlite3") if port else ":memory:"
 
 
 def _redis(url: str, max_bytes: int) -> Store:

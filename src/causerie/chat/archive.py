@@ -67,6 +67,8 @@ class Live(NamedTuple):
 
     record: ResponseRecord
     log: ResponseLog
+    history: Sequence[Item]
+    """The items that it continues."""
 
     @property
     def stream(self) -> Stream:
@@ -124,9 +126,13 @@ class Archive:
         await self._journal.settle()
         await self.store.close()
 
-    async def create(self, owner: str, wanted: Wanted, id_: str | None = None) -> Live:
+    async def create(
+        self, owner: str, wanted: Wanted, *, id_: str | None = None, history: Sequence[Item] | None = None
+    ) -> Live:
         """Begin a response, under a new id if none is given. The caller takes a reader at once, and closes it in a
         ``finally``.
+
+        ``history`` is what a response continues that is not kept here, where the caller knows it.
 
         Raises what ``ChatService.create`` raises; DuplicateRequest for an id that is taken; PreviousResponseNotFound,
         PreviousResponseRunning, ConversationNotFound or ConversationBusy; StoreError.
@@ -136,13 +142,13 @@ class Archive:
         id_ = id_ or f"resp_{uuid.uuid4().hex}"
         conversation = wanted.conversation
         if conversation is None:
-            return await self._create(owner, id_, wanted, lambda: None)
+            return await self._create(owner, id_, wanted, history, lambda: None)
         key = owner, conversation
         if key in self._conversations:
             raise _busy(conversation)
         self._conversations.add(key)
         try:
-            return await self._create(owner, id_, wanted, lambda: self._conversations.discard(key))
+            return await self._create(owner, id_, wanted, history, lambda: self._conversations.discard(key))
         except BaseException:
             self._conversations.discard(key)
             raise
@@ -157,6 +163,11 @@ class Archive:
             raise _no_response(id_)
         kept = Kept(self.store, owner, id_, await self.store.events(owner, id_))
         return Stream(found, list(kept.events), kept.reader, lambda: kept.ended_at)
+
+    def running(self, owner: str, conversation: str) -> str | None:
+        """The response of the conversation that this process generates now."""
+        live = (each.record for (of, _), each in self._live.items() if of == owner)
+        return next((record.id for record in live if record.conversation == conversation), None)
 
     async def cancel(self, owner: str, id_: str) -> ResponseRecord:
         """Stop it, wherever it is generated, and return it as it then is; one that is over stays as it is."""
@@ -190,12 +201,20 @@ class Archive:
             await _read_out(live.log.reader(len(live.log.history())))
         return live is not None
 
-    async def _create(self, owner: str, id_: str, wanted: Wanted, on_closed: Callable[[], None]) -> Live:
-        history = await self._history(owner, wanted)
+    async def _create(
+        self,
+        owner: str,
+        id_: str,
+        wanted: Wanted,
+        history: Sequence[Item] | None,
+        on_closed: Callable[[], None],
+    ) -> Live:
+        if history is None:
+            history = await self.history(owner, wanted)
         record = self._record(owner, id_, wanted)
         request = wanted.request(id_, owner, history)
         if not wanted.store:
-            return Live(record, await self._service.create(request))
+            return Live(record, await self._service.create(request), history)
 
         place = wanted.conversation or wanted.previous
         turn = Turn(self._memory.find(place), continues=bool(history))
@@ -207,7 +226,7 @@ class Archive:
             on_closed()
 
         recording = self._journal.record(record, closed)
-        live = Live(record, await self._service.create(request, recording, turn))
+        live = Live(record, await self._service.create(request, recording, turn), history)
         await self._begin(live, recording, history)
         return live
 
@@ -231,7 +250,8 @@ class Archive:
             live.log.cancel(CancelCause.STOPPED)
             raise _busy(conversation)
 
-    async def _history(self, owner: str, wanted: Wanted) -> list[Item]:
+    async def history(self, owner: str, wanted: Wanted) -> list[Item]:
+        """The items that a response continues. Raises what ``create`` raises for its previous one or conversation."""
         if wanted.conversation is not None:
             if await self.store.conversation(owner, wanted.conversation) is None:
                 raise ConversationNotFound(

@@ -5,19 +5,20 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from causerie.client import AsyncClient
+from causerie.client import AsyncChat, AsyncClient
 from causerie.client.ahead import edits
 from causerie.errors import InvalidRequest
 from tests.client.test_cuts import cut_client, resets
 from tests.support.fault_proxy import Fault
 from tests.support.server import running_server
-from tests.support.service import endless, says, service_with, until_idle
+from tests.support.service import endless, says, service_with, until, until_idle
 
 SENTENCE = "Ein Löwe 🦁 läuft durch den Wald. "
 
@@ -71,6 +72,46 @@ async def test_what_is_typed_is_what_is_said(plan: Callable[[], Fault]) -> None:
         chat.type("Never mind")
         assert "user\nSomething else" in (said := await (await chat.send("Something else")).read())
         assert "Never mind" not in said
+
+
+def is_read(chat: AsyncChat, before: int) -> bool:
+    """The model has read what is typed, which is some 130 tokens behind ``before`` others, but for its last block."""
+    settled, read = chat.prefilled or (0, 0)
+    return before + 100 < settled < before + 160 and settled - read <= 32
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["after a response", "in a conversation"])
+async def test_a_turn_is_read_while_it_is_typed(kept: bool) -> None:
+    """Also the second, which comes behind all that was said; and what is crossed out is not read again."""
+    service = service_with(says("Ja."))
+    async with asyncio.timeout(30), running_server(service) as url, AsyncClient(url) as client:
+        chat = client.chat(conversation=await client.create_conversation() if kept else None, instructions="Be kind.")
+        read = 0
+        for _ in range(2):
+            for word in (SENTENCE * 5).split(" "):
+                chat.type(word + " ")
+                await asyncio.sleep(0)
+            chat.truncate(100)
+            chat.type("Ganz allein.")
+            await until(partial(is_read, chat, read))
+            answer = await chat.send()
+            assert await answer.read() == "Ja." and chat.prefilled is None
+            usage = answer.usage
+            assert usage is not None and usage.cached_tokens is not None
+            assert usage.prompt_tokens - usage.cached_tokens < 3 * 32
+            read = usage.prompt_tokens
+
+
+async def test_a_socket_that_is_lost_is_opened_again_for_the_next_turn() -> None:
+    service = service_with(says("Ja."))
+    async with cut_client(service, resets(150)) as (client, proxy):
+        chat = client.chat()
+        chat.type(SENTENCE)
+        await until(lambda: proxy.cuts.total() == 1)
+        chat.type(SENTENCE * 4)
+        assert await (await chat.send()).read() == "Ja."
+        chat.type(SENTENCE * 5)
+        await until(lambda: chat.prefilled and chat.prefilled[1] > 100)
 
 
 async def test_a_turn_that_is_refused_is_still_typed() -> None:

@@ -17,8 +17,11 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "serve": (),
     "start": ("--install",),
     "prefill": (),
+    "ahead": (),
     "tutorial": (),
     "precision": (),
+    "storing": (),
+    "cuts": (),
 }
 """Each benchmark's name and the arguments that the documents' figures are made with."""
 _PAGES = {"precision": "precision.md"}
@@ -28,9 +31,10 @@ def run(name: str) -> str:
     """What a benchmark printed; its JSON line is printed here and left out. Raises CalledProcessError."""
     command = [sys.executable, "-m", f"benchmarks.{name}", *SECTIONS[name]]
     print(f"$ python -m benchmarks.{name} {' '.join(SECTIONS[name])}".rstrip(), flush=True)
-    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    print(output, flush=True)
-    return output.rstrip().rpartition("\n")[0]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    print(done.stdout, flush=True)
+    done.check_returncode()
+    return done.stdout.rstrip().rpartition("\n")[0]
 
 
 def insert(name: str, tables: str) -> None:

@@ -25,9 +25,13 @@ import uvloop
 from benchmarks import prompts
 from benchmarks.report import finish, machine_line, percentile, table
 
-_TEXT = re.compile(rb'"(?:content|text)": ?"(?!")')
+_TEXT = re.compile(rb'"(?:content|text|delta)": ?"(?!")')
 """An event that says something: not the opening one, whose content is empty."""
-_USAGE = re.compile(rb'"completion_tokens": ?(\d+)')
+_USAGE = re.compile(rb'"(?:completion|output)_tokens": ?(\d+)')
+_ENDS = (b"[DONE]", b"event: response.completed", b"event: response.incomplete")
+"""What is in the last event of an answer that is whole; ours is cut at its limit."""
+_TAIL = 8192
+"""Bytes that are kept of an answer's end: a response's last event holds all of its text."""
 _HEAD_END = b"\r\n\r\n"
 _LAST_CHUNK = b"0\r\n\r\n"
 TIMEOUT = 600.0
@@ -90,6 +94,20 @@ class Target:
         }
         return Request(self._post("/v1/chat/completions", "application/json", json.dumps(body).encode()), events=True)
 
+    def response(self, turn: str, tokens: int, *, store: bool, **context: str) -> Request:
+        """The same through the Responses API, kept or not."""
+        body = {
+            "model": self.model,
+            "input": turn,
+            "stream": True,
+            "max_output_tokens": tokens,
+            "temperature": 0,
+            "ignore_eos": True,
+            "store": store,
+            **context,
+        }
+        return Request(self._post("/v1/responses", "application/json", json.dumps(body).encode()), events=True)
+
     def textbot(self, turn: str, tokens: int) -> Request:
         """The tutorial's own request: the prompt in the query, plain text back."""
         query = urlencode({"prompt": turn, "max_tokens": tokens, "temperature": 0, "ignore_eos": "true"})
@@ -114,7 +132,7 @@ class Exchange(asyncio.Protocol):
         self.tokens = tokens
         self._request = request
         self._head: bytes | None = b""
-        self._tail = b""
+        self.tail = b""
         self.transport: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -145,18 +163,18 @@ class Exchange(asyncio.Protocol):
         self.arrivals.append(now)
         if self.first is None and (not self._request.events or _TEXT.search(data)):
             self.first = now
-        self._tail = (self._tail + data)[-512:]
-        if self._tail.endswith(_LAST_CHUNK):
+        self.tail = (self.tail + data)[-_TAIL:]
+        if self.tail.endswith(_LAST_CHUNK):
             self._finish()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._end(LoadError(f"the connection was lost in mid-answer: {self._tail!r}"))
+        self._end(LoadError(f"the connection was lost in mid-answer: {self.tail!r}"))
 
     def _finish(self) -> None:
         if self._request.events:
-            usage = _USAGE.findall(self._tail)
-            if b"[DONE]" not in self._tail or not usage:
-                self._end(LoadError(f"the answer has no proper end: {self._tail!r}"))
+            usage = _USAGE.findall(self.tail)
+            if not usage or not any(end in self.tail for end in _ENDS):
+                self._end(LoadError(f"the answer has no proper end: {self.tail!r}"))
                 return
             self.tokens = int(usage[-1])
         # An answer may be one control token, which has no text.
@@ -203,6 +221,11 @@ async def _run(target: Target, requests: Sequence[Request], tokens: int) -> Load
 def run(target: Target, turns: Sequence[str], tokens: int) -> Load:
     """A chat completion of ``tokens`` tokens for each of ``turns``, all at once. Raises LoadError."""
     return uvloop.run(_run(target, [target.chat(turn, tokens) for turn in turns], tokens))
+
+
+def run_requests(target: Target, requests: Sequence[Request], tokens: int) -> Load:
+    """These requests, all at once. Raises LoadError."""
+    return uvloop.run(_run(target, requests, tokens))
 
 
 def run_textbot(target: Target, turns: Sequence[str], tokens: int) -> Load:

@@ -71,7 +71,9 @@ class Server:
 
     @classmethod
     def causerie(cls, *flags: str) -> Server:
-        return cls([sys.executable, "-m", "causerie", "serve", *flags, "--log-level", "warning", "--port"])
+        """One that keeps nothing unless ``--store`` says where: the user's own store has room for one server."""
+        defaults = ["--store", ":memory:", "--log-level", "warning"]
+        return cls([sys.executable, "-m", "causerie", "serve", *defaults, *flags, "--port"])
 
     @property
     def pid(self) -> int:

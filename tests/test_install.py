@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -70,6 +71,15 @@ def test_the_default_install_is_light() -> None:
     assert not {name_of(each) for each in PROJECT["project"]["dependencies"]} & {"torch", "transformers", "ray"}
 
 
+def test_the_lock_of_node_packages_names_no_registry_and_pins_what_is_asked() -> None:
+    text = (ROOT / "tests" / "node" / "package-lock.json").read_text(encoding="utf-8")
+    assert "://" not in text and '"resolved"' not in text
+    asked = json.loads((ROOT / "tests" / "node" / "package.json").read_text(encoding="utf-8"))["dependencies"]
+    packages = json.loads(text)["packages"]
+    assert {name: packages[f"node_modules/{name}"]["version"] for name in asked} == asked
+    assert all("integrity" in package for path, package in packages.items() if path)
+
+
 @pytest.mark.parametrize("fails", ["update", "install"])
 def test_system_packages_that_cannot_be_had_are_named(tmp_path: Path, fails: str) -> None:
     executable(tmp_path / "python3", "exit 1")
@@ -82,8 +92,8 @@ def test_system_packages_that_cannot_be_had_are_named(tmp_path: Path, fails: str
 
 def test_without_apt_the_packages_are_named(tmp_path: Path) -> None:
     executable(tmp_path / "python3", "exit 1")
-    done = run_script("system_deps", "venv", path=tmp_path)
-    assert (done.returncode, "python3-venv" in done.stderr) == (1, True)
+    done = run_script("system_deps", "venv", "node", "npm", path=tmp_path)
+    assert (done.returncode, "python3-venv nodejs npm" in done.stderr) == (1, True)
 
 
 def test_system_packages_that_are_there_are_left_alone(tmp_path: Path) -> None:

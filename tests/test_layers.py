@@ -151,6 +151,17 @@ def test_only_models_use_the_network_below_the_web() -> None:
     assert complaints([each for each in lower if each.top in NETWORK]) == []
 
 
+def test_only_its_store_knows_redis() -> None:
+    found = [each for each in IMPORTS if each.top == "redis" and not each.file.startswith("chat/stores/redis")]
+    assert complaints(found) == []
+
+
+def test_the_client_knows_nothing_of_the_server_but_what_both_speak() -> None:
+    rooms = {"client", "errors", "types", "wire"}
+    ours = [each for each in IMPORTS if each.room == "client" and each.top == "causerie"]
+    assert ours and complaints([each for each in ours if room_of(each.name) not in rooms]) == []
+
+
 def test_each_runtime_is_known_to_its_own_engine_only() -> None:
     runtimes = [each for each in IMPORTS if each.top in RUNTIMES]
     assert complaints([each for each in runtimes if not allowed_runtime(each)]) == []
@@ -165,7 +176,7 @@ def test_each_runtime_is_known_to_its_own_engine_only() -> None:
         ("streamers.py", "import torch", False),
         ("streamers.py", "def f():\n    import torch", True),
         ("web/app.py", "import ray", False),
-        ("ray/app.py", "from ray import serve", True),
+        ("ray/application.py", "from ray import serve", True),
     ],
 )
 def test_the_rule_knows_whose_a_runtime_is(file: str, source: str, allowed: bool) -> None:
@@ -198,4 +209,4 @@ def test_import_is_quick() -> None:
 @pytest.mark.parametrize("module", ["causerie", "causerie.cli.commands"])
 def test_import_loads_no_runtime(module: str) -> None:
     loaded = python(f"import {module}, sys; print(*sys.modules)").split()
-    assert set(loaded) & (RUNTIMES | {"tokenizers", "uvicorn", "numpy"}) == set()
+    assert set(loaded) & (RUNTIMES | {"tokenizers", "uvicorn", "numpy", "redis", "sqlite3"}) == set()

@@ -81,7 +81,8 @@ class Settings(BaseModel):
         default=128,
         ge=32,
         le=65536,
-        description="Longest piece, in tokens, in which a prompt is read before others get their turn.",
+        description="Longest piece, in tokens, in which a prompt is read before others get their turn; twice that for "
+        "what is read ahead while nobody waits.",
     )
     max_tokens: int = Field(default=1024, ge=1, description="Output limit of a request that names none, in tokens.")
     max_output_tokens: int | None = Field(
@@ -96,8 +97,9 @@ class Settings(BaseModel):
     max_frame_bytes: int = Field(default=2**20, ge=1024, description="Largest WebSocket message, in bytes.")
     store: str = Field(
         default="default",
-        description="Where responses and conversations are kept: nothing for a SQLite file in the user's data folder, "
-        "a file's path, :memory: for as long as the server runs, or redis://host:6379/0 for several servers.",
+        description="Where responses and conversations are kept: nothing for a SQLite file in the user's data "
+        "folder, one for each port (and memory for port 0), a file's path, :memory: for as long as the server runs, or "
+        "redis://host:6379/0 for several servers.",
     )
     store_max_age: float = Field(
         default=30 * 86400.0, gt=0, description="Seconds after which a kept response or conversation is removed."

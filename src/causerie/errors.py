@@ -6,14 +6,18 @@ path of the server, a traceback or another user's text.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 
 class CauserieError(Exception):
     """Base of every error that reaches a user.
 
     ``code`` is the machine-readable name (the ``code`` of an OpenAI error object), ``param`` the field at fault.
+    ``request_id`` is known to clients, whom a server told of it.
     """
 
     code = "internal_error"
+    request_id: str | None = None
 
     def __init__(self, message: str, *, param: str | None = None) -> None:
         super().__init__(message)
@@ -181,6 +185,18 @@ class Cancelled(CauserieError):
     code = "cancelled"
 
 
+class InvalidKey(CauserieError):
+    """No API key, or one that is not known here."""
+
+    code = "invalid_api_key"
+
+
+class ConnectionLost(CauserieError):
+    """A client cannot reach the server, or no longer; what came of an answer is not all of it."""
+
+    code = "connection_lost"
+
+
 class ModelUnavailable(CauserieError):
     """A model reference that cannot be fetched, found, read or converted."""
 
@@ -197,3 +213,19 @@ class ConfigError(CauserieError):
     """A setting with an impossible value, or an unknown one."""
 
     code = "invalid_setting"
+
+
+def error_named(code: str | None, message: str, *, param: str | None = None) -> CauserieError:
+    """The error of a code, as it was stored or sent; where the code is unknown, the plain class under it."""
+    class_ = next((known for known in _tree(CauserieError) if known.code == code), CauserieError)
+    error = class_.__new__(class_)  # Some are made of other values than their message.
+    CauserieError.__init__(error, message, param=param)
+    if code is not None and code != class_.code:
+        error.code = code
+    return error
+
+
+def _tree(class_: type[CauserieError]) -> Iterator[type[CauserieError]]:
+    yield class_
+    for child in class_.__subclasses__():
+        yield from _tree(child)

@@ -62,7 +62,8 @@ class SamplingParams:
 
     Names and meanings are vLLM's and the OpenAI API's: ``temperature`` 0 is greedy; ``top_k`` 0 is no limit;
     ``max_tokens`` counts every sampled token, the end-of-text token too; ``logprobs`` is None for none, 0 for
-    the sampled token's alone, k for the k most likely beside it.
+    the sampled token's alone, k for the k most likely beside it. ``json_schema`` is what the whole answer is held to,
+    unless ``max_tokens`` or a stop string ends it before: JSON text of the language of ``causerie.wire.json_schema``.
     """
 
     max_tokens: int
@@ -78,6 +79,7 @@ class SamplingParams:
     ignore_eos: bool = False
     stop_token_ids: frozenset[int] = frozenset()
     logprobs: int | None = None
+    json_schema: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +108,8 @@ class GenerationRequest:
     stop: tuple[str, ...] = ()
     owner: str = ""
     on_disconnect: OnDisconnect = OnDisconnect()
+    format_field: str = "response_format"
+    """What the client's protocol calls what becomes ``sampling.json_schema``, for errors."""
     generate: bool = True
     """False: the prompt is read, and nothing is answered to it."""
 
@@ -136,11 +140,16 @@ class CancelCause(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of one response. ``cached_tokens`` is None where the engine does not say what it reused."""
+    """Tokens of one response. ``cached_tokens`` is None where the engine does not say what it reused.
+
+    ``cache_miss`` says why a turn that continues a conversation did not find all that was computed of it (the values
+    are ``text.turns.Miss``'s); None where it did, and where nothing was continued.
+    """
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int | None = None
+    cache_miss: str | None = None
 
     @property
     def total_tokens(self) -> int:

@@ -15,7 +15,8 @@ from hypothesis import example, given
 from hypothesis import settings as profile
 from hypothesis import strategies as st
 
-from causerie.chat.ahead import BESIDE_STREAMS, Typing
+from causerie.chat.ahead import BESIDE_STREAMS
+from causerie.chat.buffer import Typing
 from causerie.chat.build import scripted_service
 from causerie.chat.log import ResponseLog
 from causerie.chat.service import ChatService
@@ -178,7 +179,7 @@ async def test_a_prompt_that_somebody_waits_for_is_read_first() -> None:
         typing = here.typing()
         typing.append(LONG)
         await until(lambda: here.engine.pieces)
-        assert here.engine.lengths == [32], "one piece in flight"
+        assert here.engine.lengths == [64], "one piece in flight"
         log = await here.ask(TextPrompt("x" * 200))
         while here.engine.submitted == []:
             permits.release()
@@ -271,7 +272,7 @@ async def test_commit_waits_for_the_piece_in_flight() -> None:
         assert not commit.done()
         permits.release(1)
         await asyncio.wait_for(commit, 5)
-        assert here.engine.lengths == [128]
+        assert here.engine.lengths == [256]
 
 
 async def test_a_commit_that_is_given_up_leaves_nothing_behind() -> None:
@@ -285,7 +286,7 @@ async def test_a_commit_that_is_given_up_leaves_nothing_behind() -> None:
         commit.cancel()
         permits.release(10)
         await here.quiet()
-        assert here.engine.lengths == [128]
+        assert here.engine.lengths == [256]
 
 
 async def test_another_buffer_does_not_slip_in_between_commit_and_request() -> None:
@@ -319,7 +320,7 @@ async def test_closing_ends_the_reading() -> None:
         typing.close()
         permits.release(10)
         await here.quiet()
-        assert here.engine.lengths == [128]
+        assert here.engine.lengths == [256]
         with pytest.raises(RuntimeError):
             typing.append("more")
 
@@ -329,7 +330,7 @@ async def test_a_buffer_may_be_closed_by_what_is_told_of_its_progress() -> None:
         typing = here.service.typing(OPEN, on_prefilled=lambda *_: typing.close())
         typing.append(LONG)
         await here.quiet()
-        assert here.engine.lengths == [128]
+        assert here.engine.lengths == [256]
 
 
 @pytest.mark.parametrize("act", [Typing.close, Typing.clear, lambda typing: typing.append(WORDS)])
@@ -404,7 +405,7 @@ async def test_a_text_that_was_evicted_is_not_read_again_and_again() -> None:
 async def test_an_engine_that_breaks_while_reading_ahead_costs_nobody_else_anything() -> None:
     class Breaking(Noting):
         def _remember(self, prompt: Sequence[int]) -> None:
-            if len(prompt) == 256:
+            if len(prompt) == 512:
                 raise ValueError("broken")
             super()._remember(prompt)
 
@@ -415,7 +416,7 @@ async def test_an_engine_that_breaks_while_reading_ahead_costs_nobody_else_anyth
     typing = here.typing()
     typing.append(LONG)
     await here.quiet()
-    assert here.engine.lengths == [128, 256]
+    assert here.engine.lengths == [256, 512]
     assert (await here.usage(TextPrompt("hello"))).completion_tokens == 2
     typing.close()
     await service.stop()

@@ -12,7 +12,7 @@ from causerie.chat.journal import Journal
 from causerie.chat.log import Numbered, ResponseLog
 from causerie.chat.records import ResponseRecord, Status
 from causerie.chat.store import Append, End, Write
-from causerie.errors import CauserieError, ConversationBusy, StoreFull
+from causerie.errors import CauserieError, ConversationBusy, StoreError, StoreFull
 from causerie.types import Failed, Finished, FinishReason, Part, Started, TextDelta, Usage
 
 END = Finished((FinishReason.STOP,), Usage(1, 2))
@@ -31,6 +31,21 @@ class Disk:
         self.open = asyncio.Event()
         self.open.set()
         self.error: CauserieError | None = None
+        self.carried_out = False
+        """Whether what fails is done all the same."""
+
+    async def response(self, owner: str, id_: str) -> ResponseRecord | None:
+        if self.error is not None:
+            raise self.error
+        return ResponseRecord(id_, owner, 0.0, "m", {}, (), "msg") if id_ in self.begun else None
+
+    async def events(self, owner: str, id_: str, after: int = 0) -> list[Numbered]:
+        return [
+            Numbered(write.number, write.event)
+            for writes in self.committed
+            for write in writes
+            if isinstance(write, Append) and write.response == id_ and write.number > after
+        ]
 
     async def begin(self, record: ResponseRecord) -> None:
         await self.open.wait()
@@ -40,9 +55,11 @@ class Disk:
 
     async def write(self, writes: Sequence[Write]) -> None:
         await self.open.wait()
-        if self.error is not None:
+        if self.error is not None and not self.carried_out:
             raise self.error
         self.committed.append(list(writes))
+        if self.error is not None:
+            raise self.error
 
 
 class Stored:
@@ -51,7 +68,8 @@ class Stored:
     def __init__(self, journal: Journal, id_: str = "r") -> None:
         self.broken: list[CauserieError] = []
         record = ResponseRecord(id_, "", 0.0, "m", {}, (), "msg")
-        self.recording = journal.record(record)
+        self.closed = 0
+        self.recording = journal.record(record, self._close)
         self.log = ResponseLog(
             id_,
             on_cancel=lambda _: None,
@@ -59,6 +77,9 @@ class Stored:
             on_broken=self.broken.append,
             recorder=self.recording,
         )
+
+    def _close(self) -> None:
+        self.closed += 1
 
 
 async def settle() -> None:
@@ -159,3 +180,60 @@ async def test_one_failed_commit_does_not_touch_who_comes_later() -> None:
     second.log.append(END)
     await journal.settle()
     assert first.log.closed and second.log.history() == [Numbered(1, END)]
+
+
+async def test_an_end_that_could_not_be_kept_is_kept_once_the_store_takes_it() -> None:
+    disk = Disk()
+    journal = journal_on(disk)
+    stored = Stored(journal)
+    await stored.recording.begin(stored.log)
+    stored.log.append(delta("kept"))
+    await journal.settle()
+    disk.error = StoreFull("The store is full.")
+    stored.log.append(delta(" lost"))
+    await settle()
+    assert stored.log.closed
+    assert stored.closed < 1
+    with pytest.raises(StoreFull):
+        await journal.repair()
+    disk.error = None
+    await journal.repair()
+    append, end = disk.committed[-1]
+    assert isinstance(append, Append) and append.number == 2 and isinstance(append.event, Failed)
+    assert isinstance(end, End) and end.outcome.status is Status.FAILED and end.outcome.text == "kept"
+    assert stored.closed == 1
+    await journal.repair()
+    await journal.settle()
+    assert len(disk.committed) == 2 and stored.closed == 1
+
+
+async def test_the_store_is_asked_again_by_itself() -> None:
+    disk = Disk()
+    journal = journal_on(disk)
+    stored = Stored(journal)
+    await stored.recording.begin(stored.log)
+    disk.error = StoreFull("The store is full.")
+    stored.log.append(END)
+    await settle()
+    disk.error = None
+    async with asyncio.timeout(10):
+        while not stored.closed:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert len(disk.committed) == 1
+
+
+async def test_an_end_comes_behind_what_was_kept_without_an_answer() -> None:
+    disk = Disk()
+    journal = journal_on(disk)
+    stored = Stored(journal)
+    await stored.recording.begin(stored.log)
+    disk.error, disk.carried_out = StoreError("The connection broke."), True
+    stored.log.append(delta("unheard of"))
+    await settle()
+    assert stored.log.closed and len(stored.log.events) == 1
+    disk.error = None
+    await journal.repair()
+    append, end = disk.committed[-1]
+    assert isinstance(append, Append) and append.number == 2
+    assert isinstance(end, End) and end.outcome.text == "unheard of"
+    await journal.settle()

@@ -18,8 +18,12 @@ SCRIPTED = ("--engine", "scripted")
 
 
 def environment(**extra: str) -> dict[str, str]:
-    """This process's environment without settings of ours, and with ``extra``."""
-    return {k: v for k, v in os.environ.items() if not k.startswith("CAUSERIE_")} | extra
+    """This process's environment without settings of ours, and with ``extra``.
+
+    Servers keep nothing unless told to: the user's own store has room for one of them.
+    """
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("CAUSERIE_")}
+    return {**kept, "CAUSERIE_STORE": ":memory:", **extra}
 
 
 def causerie(

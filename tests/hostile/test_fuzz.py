@@ -63,7 +63,7 @@ plausible = {
     "logprobs": st.booleans() | st.integers(0, 3),
     "top_logprobs": st.integers(0, 2),
     "tools": st.lists(anything, max_size=2),
-    "response_format": st.sampled_from([{"type": "text"}, {"type": "json_object"}]),
+    "response_format": st.sampled_from([{"type": "text"}, {"type": "json_object"}, {"type": "json_schema"}, {}]),
     "user": st.text(max_size=5),
     "echo": st.booleans(),
     "logit_bias": st.dictionaries(st.text(string.digits, max_size=3), st.integers(-100, 100), max_size=2),

@@ -65,8 +65,12 @@ class ServeProcess:
 
 @contextmanager
 def serve_process(*options: str, engine: str = "scripted", within: float = 60.0) -> Iterator[ServeProcess]:
-    """``causerie serve`` on a free port, in a session of its own; killed at the end if it still runs."""
-    command = [sys.executable, "-m", "causerie", "serve", "--port", "0", "--engine", engine, *options]
+    """``causerie serve`` on a free port, in a session of its own; killed at the end if it still runs.
+
+    It keeps nothing unless ``--store`` says where: the user's own store has room for one server.
+    """
+    defaults = ["--port", "0", "--engine", engine, "--store", ":memory:"]
+    command = [sys.executable, "-m", "causerie", "serve", *defaults, *options]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     timer = threading.Timer(within, process.kill)
     timer.start()

@@ -263,6 +263,23 @@ def events(body: bytes) -> list[str]:
     return found
 
 
+def parts_of_event(block: bytes) -> tuple[str | None, str | None, bytes] | None:
+    """Name, id and data of one server-sent event without its blank line; None for one that has only comments."""
+    name = id_ = data = None
+    for line in block.split(b"\n"):
+        field, _, value = line.partition(b": ")
+        if field == b"event":
+            name = value.decode()
+        elif field == b"id":
+            id_ = value.decode()
+        elif field == b"data":
+            assert data is None
+            data = value
+        else:
+            assert line.startswith(b":"), line
+    return None if data is None else (name, id_, data)
+
+
 def chunks(body: bytes) -> list[dict[str, Any]]:
     """The JSON of each event of a stream that ended well: one ``[DONE]``, and it is the last."""
     found = events(body)

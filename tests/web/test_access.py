@@ -20,6 +20,7 @@ from causerie.errors import ConfigError
 from causerie.keys import ANONYMOUS, hash_of
 from causerie.web.access import KEY_PROTOCOL, Access
 from causerie.web.chatbot import PROTOCOL
+from causerie.wire.chat_socket import SENTINEL
 from tests.support.http import connect, request_bytes, send
 from tests.support.server import running_server
 from tests.support.service import says, service_with
@@ -130,7 +131,10 @@ async def test_a_socket_takes_the_key_as_header_or_protocol_and_never_says_it_ba
         assert socket.subprotocol == taken
         assert socket.response is not None and ALICE not in str(socket.response.headers)
         await socket.send("Hi")
-        assert await socket.recv() == "ok"
+        said = ""
+        while (frame := await socket.recv()) != SENTINEL:
+            said += str(frame)
+        assert said == "ok"
 
 
 @asynccontextmanager
@@ -227,3 +231,14 @@ async def test_under_another_root_the_same_routes_are_open() -> None:
     assert access.owner_of({**scope, "path": "/chat/health"}) == ANONYMOUS
     with pytest.raises(Exception, match="needed here"):
         access.owner_of({**scope, "path": "/chat/metrics"})
+
+
+@pytest.mark.parametrize(("origin", "status"), [("https://evil.example", 403), ("null", 403), (None, 200), ("", 200)])
+async def test_a_foreign_page_cannot_have_anything_done_where_no_keys_are(origin: str | None, status: int) -> None:
+    async with running_server(service_with(says("Hi"))) as url:
+        own = origin if origin else url
+        headers = {} if origin is None else {"Origin": own}
+        answer = await send(url, "POST", "/", b"Hello", {"Content-Type": "text/plain", **headers})
+        assert await answer.head() == status
+        page = await send(url, "GET", "/", headers=headers)
+        assert await page.head() == 200

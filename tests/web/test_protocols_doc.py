@@ -35,6 +35,7 @@ def test_every_metric_is_named() -> None:
     metrics.watch(running=lambda: 0, waiting=lambda: 0, kv_usage=lambda: 0)
     metrics.rejected("overloaded")
     metrics.failed("engine_error")
+    metrics.cache_missed("evicted")
     metrics.finished(FinishReason.STOP, 1, 1, 1.0)
     exposed = set(re.findall(r"^# HELP (\S+)", metrics.render().decode(), re.MULTILINE))
     named = {name.partition("{")[0] for name in re.findall(r"`(causerie:[^`]+)`", DOC)} - {"causerie:"}

@@ -35,10 +35,14 @@ def events(body: bytes) -> list[tuple[str | None, Any]]:
     return found
 
 
-def text_of(body: bytes, index: int = 0) -> str:
+def text_of(body: bytes) -> str:
+    return said(events(body), 0)
+
+
+def said(found: list[tuple[str | None, Any]], index: int) -> str:
     return "".join(
         choice["delta"].get("content", "")
-        for _, data in events(body)
+        for _, data in found
         if data != "[DONE]"
         for choice in data["choices"]
         if choice["index"] == index
@@ -81,7 +85,10 @@ async def test_every_place_of_a_finished_stream_gives_exactly_the_rest() -> None
         for index, (id_, _) in enumerate(whole):
             again = await send(url, "GET", "/v1/chat/completions/a:b?stream=true", headers={"Last-Event-ID": str(id_)})
             assert await again.head() == 200
-            assert events(await again.body()) == whole[index + 1 :]
+            rest = events(await again.body())
+            # Text that comes late comes as one.
+            assert [said(rest, choice) for choice in (0, 1)] == [said(whole[index + 1 :], choice) for choice in (0, 1)]
+            assert rest[-2:] == whole[index + 1 :][-2:]
         assert [choice["index"] for choice in whole[1][1]["choices"]] == [0, 1]
 
 
@@ -206,3 +213,21 @@ async def test_an_unknown_wish_is_refused_by_name(wish: object) -> None:
         answer = await send(url, "POST", "/v1/chat/completions", chat_body(on_disconnect=wish))
         assert await answer.head() == 400
         assert (await answer.json())["error"]["param"] == "on_disconnect"
+
+
+async def test_a_stream_that_outlives_its_reader_can_be_stopped_by_its_id() -> None:
+    service = service_with(endless, step_seconds=0.002)
+    async with running_server(service) as url:
+        headers = {"X-Request-Id": "mine", "X-On-Disconnect": "continue", "Accept": "text/event-stream"}
+        response = await send(url, "POST", "/?max_tokens=8000", b"Hi", headers)
+        await response.head()
+        await response.chunk()
+        stopped = await send(url, "DELETE", "/streams/mine")
+        assert await stopped.head() == 200
+        assert await stopped.json() == {"id": "mine", "object": "stream", "cancelled": True}
+        await until_idle(service)
+        assert b"event: error" in (rest := await response.body()) and b'"cancelled"' in rest
+        again = await send(url, "DELETE", "/streams/mine")
+        assert await again.head() == 200 and (await again.json())["cancelled"] is False
+        unknown = await send(url, "DELETE", "/streams/none")
+        assert await unknown.head() == 404

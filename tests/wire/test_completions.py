@@ -116,8 +116,6 @@ def test_field_that_changes_nothing_is_accepted(harmless: dict[str, Any]) -> Non
         ("tools", [{"type": "function", "function": {"name": "f"}}]),
         ("tool_choice", "required"),
         ("functions", [{"name": "f"}]),
-        ("response_format", {"type": "json_object"}),
-        ("response_format", {"type": "json_schema", "json_schema": {"schema": {"$ref": "#"}}}),
         ("guided_regex", "(a+)+$"),
         ("logit_bias", {"5": -100}),
         ("chat_template", "{{ messages }}"),

@@ -182,8 +182,6 @@ def test_field_that_changes_nothing_is_accepted(harmless: dict[str, Any]) -> Non
     [
         ({"tools": [{"type": "web_search"}]}, "tools"),
         ({"tool_choice": "required"}, "tool_choice"),
-        ({"text": {"format": {"type": "json_schema", "name": "n", "schema": {}}}}, "text.format"),
-        ({"text": {"format": {"type": "json_object"}}}, "text.format"),
         ({"text": {"verbosity": "low"}}, "text.verbosity"),
         ({"text": {"colour": "red"}}, "text.colour"),
         ({"text": "json"}, "text"),
@@ -331,3 +329,15 @@ def test_query_of_an_item_takes_only_what_changes_nothing() -> None:
 @pytest.mark.parametrize("name", get_args(ResponseIncludable))
 def test_every_includable_of_the_api_is_known(name: str) -> None:
     check_includable(name)
+
+
+def test_a_schema_is_held_to_and_echoed() -> None:
+    wanted = {"type": "json_schema", "name": "n", "schema": {"type": "object", "properties": {}}, "strict": True}
+    call = parse({"input": "x", "text": {"format": wanted}})
+    assert call.sampling.json_schema is not None
+    assert call.parameters["text"] == {"format": wanted, "verbosity": "medium"}
+
+
+def test_a_bad_schema_is_refused_by_its_place() -> None:
+    wanted = {"type": "json_schema", "name": "n", "schema": {"type": "nonsense"}}
+    assert (refusal({"input": "x", "text": {"format": wanted}}).param or "").startswith("text.format.schema")

@@ -11,12 +11,14 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from causerie.chat.journal import Journal, Recording
 from causerie.chat.log import EventReader, Numbered, ResponseLog
+from causerie.chat.memory import Memory
 from causerie.chat.records import Item, ResponseRecord, Status
+from causerie.chat.response import Turn
 from causerie.chat.service import ChatService
 from causerie.chat.store import Retention, Store
 from causerie.chat.stored_reader import Kept
@@ -68,6 +70,10 @@ class Live(NamedTuple):
     history: Sequence[Item]
     """The items that it continues."""
 
+    @property
+    def stream(self) -> Stream:
+        return Stream(self.record, self.log.history(), self.log.reader, lambda: self.log.ended_at)
+
 
 @dataclass(frozen=True, slots=True)
 class Stream:
@@ -99,8 +105,9 @@ class Archive:
         self._retention = retention
         self._journal = Journal(store)
         self._runner = uuid.uuid4().hex
+        self._memory = Memory()
         self._live: dict[tuple[str, str], Live] = {}
-        self._conversations: set[str] = set()
+        self._conversations: set[tuple[str, str]] = set()
         self._sweeping: asyncio.Task[None] | None = None
         self._sweep_timer: asyncio.TimerHandle | None = None
 
@@ -119,32 +126,38 @@ class Archive:
         await self._journal.settle()
         await self.store.close()
 
-    async def create(self, owner: str, wanted: Wanted, history: Sequence[Item] | None = None) -> Live:
-        """Begin a response. The caller takes a reader at once, and closes it in a ``finally``.
+    async def create(
+        self, owner: str, wanted: Wanted, *, id_: str | None = None, history: Sequence[Item] | None = None
+    ) -> Live:
+        """Begin a response, under a new id if none is given. The caller takes a reader at once, and closes it in a
+        ``finally``.
 
         ``history`` is what a response continues that is not kept here, where the caller knows it.
 
-        Raises what ``ChatService.create`` raises; PreviousResponseNotFound, PreviousResponseRunning,
-        ConversationNotFound or ConversationBusy; StoreError.
+        Raises what ``ChatService.create`` raises; DuplicateRequest for an id that is taken; PreviousResponseNotFound,
+        PreviousResponseRunning, ConversationNotFound or ConversationBusy; StoreError.
         """
+        if wanted.store:
+            await self._journal.repair()
+        id_ = id_ or f"resp_{uuid.uuid4().hex}"
         conversation = wanted.conversation
         if conversation is None:
-            return await self._create(owner, wanted, history, lambda: None)
-        if conversation in self._conversations:
+            return await self._create(owner, id_, wanted, history, lambda: None)
+        key = owner, conversation
+        if key in self._conversations:
             raise _busy(conversation)
-        self._conversations.add(conversation)
+        self._conversations.add(key)
         try:
-            return await self._create(owner, wanted, history, lambda: self._conversations.discard(conversation))
+            return await self._create(owner, id_, wanted, history, lambda: self._conversations.discard(key))
         except BaseException:
-            self._conversations.discard(conversation)
+            self._conversations.discard(key)
             raise
 
     async def find(self, owner: str, id_: str) -> Stream:
         """Raises ResponseNotFound, StoreError."""
         live = self._live.get((owner, id_))
         if live is not None:
-            record, log, _ = live
-            return Stream(record, log.history(), log.reader, lambda: log.ended_at)
+            return live.stream
         found = await self.store.response(owner, id_)
         if found is None:
             raise _no_response(id_)
@@ -158,10 +171,8 @@ class Archive:
 
     async def cancel(self, owner: str, id_: str) -> ResponseRecord:
         """Stop it, wherever it is generated, and return it as it then is; one that is over stays as it is."""
-        live = self._live.get((owner, id_))
-        if live is not None:
-            live.log.cancel(CancelCause.STOPPED)
-            await _read_out(live.log.reader(len(live.log.history())))
+        if await self._stop(owner, id_):
+            await self._journal.repair()
         found = await self.store.response(owner, id_)
         if found is None:
             raise _no_response(id_)
@@ -174,28 +185,48 @@ class Archive:
 
     async def delete(self, owner: str, id_: str) -> None:
         """Raises ResponseNotFound. One that runs is stopped first."""
-        await self.cancel(owner, id_)
+        await self._stop(owner, id_)
+        if self.store.shared:
+            await self.cancel(owner, id_)
+        self._memory.forget(id_)
         if not await self.store.delete_response(owner, id_):
             raise _no_response(id_)
+        self._live.pop((owner, id_), None)
+
+    async def _stop(self, owner: str, id_: str) -> bool:
+        """Stop it if this process generates it; whether it does."""
+        live = self._live.get((owner, id_))
+        if live is not None:
+            live.log.cancel(CancelCause.STOPPED)
+            await _read_out(live.log.reader(len(live.log.history())))
+        return live is not None
 
     async def _create(
-        self, owner: str, wanted: Wanted, history: Sequence[Item] | None, on_closed: Callable[[], None]
+        self,
+        owner: str,
+        id_: str,
+        wanted: Wanted,
+        history: Sequence[Item] | None,
+        on_closed: Callable[[], None],
     ) -> Live:
-        id_ = f"resp_{uuid.uuid4().hex}"
         if history is None:
             history = await self.history(owner, wanted)
         record = self._record(owner, id_, wanted)
-        policy = wanted.on_disconnect or OnDisconnect(None if wanted.background else 0.0)
-        request = replace(wanted.request(id_, owner, history), on_disconnect=policy)
+        request = wanted.request(id_, owner, history)
         if not wanted.store:
             return Live(record, await self._service.create(request), history)
 
+        place = wanted.conversation or wanted.previous
+        turn = Turn(self._memory.find(place), continues=bool(history))
+
         def closed() -> None:
             self._live.pop((owner, id_), None)
+            if turn.after is not None:
+                self._memory.keep(wanted.conversation or id_, turn.after)
             on_closed()
 
         recording = self._journal.record(record, closed)
-        live = Live(record, await self._service.create(request, recording), history)
+        live = Live(record, await self._service.create(request, recording, turn), history)
         await self._begin(live, recording, history)
         return live
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from causerie.chat.archive import Archive
@@ -35,15 +36,15 @@ def build_service(settings: Settings, *, progress: Progress | None = None) -> Ch
     Blocking, for minutes the first time. Raises ModelUnavailable, MissingExtra or ConfigError.
     """
     folder = find_model(settings, progress=progress)
-    engine, why = build_engine(settings, folder)
     text, name = build_text(folder)
+    engine, why = build_engine(settings, folder, text)
     return ChatService(engine, text, name, settings, engine_reason=why)
 
 
 def build_archive(service: ChatService, settings: Settings) -> Archive:
     """The archive of ``service``, on the settings' store, which ``start`` opens. Raises ConfigError."""
     max_bytes = int(settings.store_max_gib * 2**30)
-    store = make_store(settings.store, max_bytes)
+    store = make_store(settings.store, max_bytes, port=settings.port)
     return Archive(service, store, Retention(settings.store_max_age, max_bytes))
 
 
@@ -55,14 +56,14 @@ def find_model(settings: Settings, *, progress: Progress | None = None) -> Model
     return resolve(settings.model, form=form, engine=settings.engine, progress=progress)
 
 
-def build_engine(settings: Settings, folder: ModelFolder | None) -> tuple[Engine, str]:
+def build_engine(settings: Settings, folder: ModelFolder | None, text: TextModel) -> tuple[Engine, str]:
     """An engine that was not started yet, and why it is this one."""
     if folder is None:
         engine = ScriptedEngine(step_seconds=_SCRIPTED_PACE, ids_per_step=4, max_sequences=settings.max_batch_size)
         return engine, "asked for"
     name, why = choose_engine(settings, folder)
     make = openvino_engine if name == "openvino" else transformers_engine
-    return make(folder, settings), why
+    return make(folder, settings, text), why
 
 
 def build_text(folder: ModelFolder | None) -> tuple[TextModel, str]:
@@ -99,23 +100,24 @@ def choose_engine(settings: Settings, folder: ModelFolder) -> tuple[str, str]:
     return settings.engine, "asked for"
 
 
-def openvino_engine(folder: ModelFolder, settings: Settings) -> OpenVINOEngine:
+def openvino_engine(folder: ModelFolder, settings: Settings, text: TextModel | None = None) -> OpenVINOEngine:
     from causerie.engines.openvino import OpenVINOEngine
 
     return OpenVINOEngine(
-        engine_config(folder, settings),
+        engine_config(folder, settings, text),
         prompt_tokens_per_step=max(settings.prefill_piece, _BURST_TOKENS),
         properties=PRECISIONS[settings.precision].properties,
     )
 
 
-def transformers_engine(folder: ModelFolder, settings: Settings) -> Engine:
+def transformers_engine(folder: ModelFolder, settings: Settings, text: TextModel | None = None) -> Engine:
     from causerie.engines.transformers import TransformersEngine
 
-    return TransformersEngine(engine_config(folder, settings), step_tokens=settings.prefill_piece)
+    return TransformersEngine(engine_config(folder, settings, text), step_tokens=settings.prefill_piece)
 
 
-def engine_config(folder: ModelFolder, settings: Settings) -> EngineConfig:
+def engine_config(folder: ModelFolder, settings: Settings, text: TextModel | None = None) -> EngineConfig:
+    """``text`` is the same model's, for holding answers to a schema."""
     return EngineConfig(
         folder=folder.path,
         context_window=folder.context_window,
@@ -123,4 +125,5 @@ def engine_config(folder: ModelFolder, settings: Settings) -> EngineConfig:
         kv_bytes_per_token=folder.kv_bytes_per_token,
         kv_cache_bytes=int(settings.kv_cache_gib * 2**30),
         max_sequences=settings.max_batch_size,
+        vocabulary=partial(text.vocabulary, folder.vocab_size) if text is not None and text.has_vocabulary else None,
     )

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import orjson
 
-from causerie.errors import CauserieError
+from causerie.errors import CauserieError, error_named
 from causerie.types import (
     Event,
     Failed,
@@ -59,8 +58,8 @@ def decode(data: bytes) -> Event:
     raise ValueError(f"unknown event {kind!r}")
 
 
-def usage_list(usage: Usage) -> list[int | None]:
-    return [usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens]
+def usage_list(usage: Usage) -> list[int | str | None]:
+    return [usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens, usage.cache_miss]
 
 
 def error_list(error: CauserieError) -> list[str | None]:
@@ -68,18 +67,8 @@ def error_list(error: CauserieError) -> list[str | None]:
 
 
 def to_error(values: list[Any]) -> CauserieError:
-    """The error of that code; of an unknown one, its message under the plain class."""
     code, message, param = values
-    class_ = next((known for known in _tree(CauserieError) if known.code == code), CauserieError)
-    error = class_.__new__(class_)  # Some are made of other values than their message.
-    CauserieError.__init__(error, message, param=param)
-    return error
-
-
-def _tree(class_: type[CauserieError]) -> Iterator[type[CauserieError]]:
-    yield class_
-    for child in class_.__subclasses__():
-        yield from _tree(child)
+    return error_named(code, message, param=param)
 
 
 def _part(part: Part) -> list[Any]:

@@ -12,6 +12,7 @@ from causerie.engines.base import EngineInfo
 from causerie.errors import ContextLengthExceeded, InvalidRequest, UnsupportedParameter
 from causerie.text.growing import Settled
 from causerie.text.model import TextModel
+from causerie.text.turns import ChatEncoding, Seen
 from causerie.types import ChatPrompt, GenerationRequest, Prompt, SamplingParams, TextPrompt
 
 ENCODE_INLINE = 4096
@@ -26,6 +27,8 @@ class Encoded:
 
     ids: list[int]
     dropped_messages: int = 0
+    chat: ChatEncoding | None = None
+    """Of a conversation: how it was encoded, and whether that begins with what the model has seen of it."""
 
 
 class Intake:
@@ -44,11 +47,14 @@ class Intake:
             if field.name == "max_tokens" or field.name in info.parameters:
                 continue
             if getattr(sampling, field.name) != field.default:
+                name = request.format_field if field.name == "json_schema" else field.name
                 raise UnsupportedParameter(
-                    f"The {info.name} engine cannot honour '{field.name}'. Leave it out, or serve the model with "
+                    f"The {info.name} engine cannot honour '{name}' with this model. Leave it out, or serve it with "
                     "another engine.",
-                    param=field.name,
+                    param=name,
                 )
+        if sampling.json_schema is not None:
+            _check_ends(request)
         if sampling.logprobs is not None and sampling.logprobs > info.top_logprobs:
             raise UnsupportedParameter(
                 f"The {info.name} engine reports at most {info.top_logprobs} alternatives per token, not "
@@ -61,26 +67,29 @@ class Intake:
                 f"'max_tokens' is {sampling.max_tokens}, but this server allows at most {limit}.", param="max_tokens"
             )
 
-    def encode(self, request: GenerationRequest) -> Encoded:
-        """The prompt as ids. Raises InvalidRequest, or ContextLengthExceeded for more than the window.
+    def encode(self, request: GenerationRequest, seen: Seen | None = None) -> Encoded:
+        """The prompt as ids, which begin with those of ``seen`` where the text does.
+
+        Raises InvalidRequest, or ContextLengthExceeded for more than the window.
 
         Where the prompt's oldest turns may be left out, that is done until a quarter of the window, or the
         output limit if it is less, is free for the answer; the last turn alone may use that room.
         """
         try:
-            return self._encode(request)
+            return self._encode(request, seen)
         except ContextLengthExceeded as error:
             error.param = _field(request.prompt)
             raise
 
-    def _encode(self, request: GenerationRequest) -> Encoded:
+    def _encode(self, request: GenerationRequest, seen: Seen | None) -> Encoded:
         prompt = request.prompt
         if not isinstance(prompt, ChatPrompt):
             return Encoded(self._text.encode(prompt, limit=self._info.context_window))
 
         def encode(shorter: ChatPrompt, limit: int) -> Encoded:
             dropped = len(prompt.messages) - len(shorter.messages)
-            return Encoded(self._text.encode(shorter, limit=limit), dropped)
+            chat = self._text.encode_after(shorter, seen, limit=limit)
+            return Encoded(chat.ids, dropped, chat)
 
         return self._fitting(prompt, request.sampling.max_tokens, encode)
 
@@ -132,6 +141,16 @@ class Intake:
                 param="min_tokens",
             )
         return sampling
+
+
+def _check_ends(request: GenerationRequest) -> None:
+    """Refuse what would end an answer that is held to a schema elsewhere than the schema does."""
+    for name in ("min_tokens", "ignore_eos", "stop_token_ids"):
+        if getattr(request.sampling, name):
+            raise UnsupportedParameter(
+                f"'{name}' is not supported beside '{request.format_field}': the schema says where the answer ends.",
+                param=name,
+            )
 
 
 def _field(prompt: Prompt) -> str:

@@ -1,12 +1,14 @@
 """Keeping the events of stored responses: they are shown to readers once the transaction that holds them has committed.
 
 Everything that one step of the engine brought, for all responses, goes in one transaction; what comes while that is
-under way goes in the next. If one fails, the responses in it end as failed with what was committed before.
+under way goes in the next. If one fails, the responses in it end as failed with what was committed before; that end is
+kept as soon as the store takes it, and until then they count as open.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from typing import NamedTuple
@@ -18,6 +20,10 @@ from causerie.errors import CauserieError, StoreError
 from causerie.types import Event, Failed, Finished
 
 logger = logging.getLogger("causerie.store")
+
+_FIRST_REPAIR = 0.5
+_LONGEST_PAUSE = 30.0
+"""Seconds after which the store is asked again whether it takes the ends that it could not keep; doubled each time."""
 
 
 class Recording:
@@ -48,14 +54,11 @@ class Recording:
             await self._journal._store.begin(self.record)
         except BaseException as error:
             self._held = []
-            self.break_off(log, error if isinstance(error, CauserieError) else StoreError("It could not be kept."))
+            log.break_off(error if isinstance(error, CauserieError) else StoreError("It could not be kept."))
+            self.on_closed()
             raise
         held, self._held = self._held, None
         self._journal._add(held or [])
-
-    def break_off(self, log: ResponseLog, error: CauserieError) -> None:
-        log.break_off(error)
-        self.on_closed()
 
 
 class _Entry(NamedTuple):
@@ -72,15 +75,38 @@ class Journal:
         self._store = store
         self._pending: list[_Entry] = []
         self._writing: asyncio.Task[None] | None = None
+        self._open_ends: dict[ResponseLog, Recording] = {}
+        self._repair = asyncio.Lock()
+        self._repairing: asyncio.Task[None] | None = None
 
     def record(self, record: ResponseRecord, on_closed: Callable[[], None] = lambda: None) -> Recording:
-        """``on_closed`` is called when the response's end can be seen by readers."""
+        """``on_closed`` is called when the response's end can be seen by readers, and is in the store."""
         return Recording(self, record, on_closed)
 
     async def settle(self) -> None:
-        """Wait until all is committed, or has failed to be."""
+        """Wait until all is committed, or has failed to be; what failed is tried once more."""
         while self._writing is not None:
             await asyncio.wait({self._writing})
+        if self._repairing is not None:
+            self._repairing.cancel()
+            await asyncio.wait({self._repairing})
+        with contextlib.suppress(StoreError):
+            await self.repair()
+
+    async def repair(self) -> None:
+        """Keep the ends of responses that the store failed on. Raises StoreError while it still fails."""
+        async with self._repair:
+            for log, recording in list(self._open_ends.items()):
+                found = await self._store.response(recording.record.owner, log.id)
+                if found is not None and found.outcome is None:
+                    try:
+                        await self._store.write(await self._end_of(recording.record.owner, log))
+                    except StoreError:
+                        raise
+                    except Exception:  # Asking again would change nothing.
+                        logger.exception("the end of response %s cannot be kept", log.id)
+                del self._open_ends[log]
+                recording.on_closed()
 
     def _add(self, entries: list[_Entry]) -> None:
         self._pending += entries
@@ -106,10 +132,32 @@ class Journal:
             lost = {entry.log: entry.recording for entry in batch}
             logger.error("%d responses end as failed: %s", len(lost), error)
             self._pending = [entry for entry in self._pending if entry.log not in lost]
-            for log, recording in lost.items():
-                recording.break_off(log, error)
+            for log in lost:
+                log.break_off(error)
+            self._open_ends |= lost
+            if self._repairing is None or self._repairing.done():
+                self._repairing = asyncio.create_task(self._keep_repairing())
         else:
             for log, (recording, _, number, _) in {entry.log: entry for entry in batch}.items():
                 log.committed(number)
                 if log.closed:
                     recording.on_closed()
+
+    async def _end_of(self, owner: str, log: ResponseLog) -> list[Write]:
+        """The terminal event, and the outcome, of a log that was broken off.
+
+        They come behind what the store has, which may be more than it could tell: where the connection to it broke, the
+        last transaction may have been carried out.
+        """
+        kept = [event for _, event in await self._store.events(owner, log.id)]
+        outcome = outcome_of([*kept, log.events[-1]], log.ended_at)
+        assert outcome is not None
+        return [Append(log.id, len(kept) + 1, log.events[-1]), End(log.id, outcome)]
+
+    async def _keep_repairing(self) -> None:
+        pause = _FIRST_REPAIR
+        while self._open_ends:
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+            with contextlib.suppress(StoreError):
+                await self.repair()

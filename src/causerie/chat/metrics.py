@@ -47,6 +47,9 @@ class Metrics:
         self._ended = self._counter("request_success", "Requests that ended, by how.", "finished_reason")
         self._failures = self._counter("request_failures", "Requests that failed, by error code.", "code")
         self._cancellations = self._counter("cancellations", "Requests ended before their own end.", "cause")
+        self._cache_misses = self._counter(
+            "conversation_cache_misses", "Turns that did not find what was computed of their conversation.", "cause"
+        )
         for cause in CancelCause:
             self._cancellations.labels(cause.value)
         self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of requests that ended.")
@@ -100,6 +103,10 @@ class Metrics:
         self._prompt_size.observe(prompt_tokens)
         self._answer_size.observe(completion_tokens)
         self._latency.observe(seconds)
+
+    def cache_missed(self, cause: str) -> None:
+        """A turn had to be read anew, in part or whole; ``cause`` is a ``text.turns.Miss``."""
+        self._cache_misses.labels(cause).inc()
 
     def cancelled(self, cause: CancelCause) -> None:
         """A request was ended before its own end."""

@@ -14,21 +14,23 @@ from causerie.engines.base import EndReason, Engine, Update
 
 
 class Reading:
-    """One prompt on its way into the cache: its first ``until`` tokens."""
+    """One prompt on its way into the cache: its first ``until`` tokens, ``piece`` at a time."""
 
-    __slots__ = ("_all_found", "_cached", "done", "end", "ids", "on_progress", "on_ready", "sequence", "until")
+    __slots__ = ("_all_found", "_cached", "done", "end", "ids", "on_progress", "on_ready", "piece", "sequence", "until")
 
     def __init__(
         self,
         ids: Sequence[int],
         until: int,
         done: int,
+        piece: int,
         on_progress: Callable[[int], None],
         on_ready: Callable[[Update | None], None],
     ) -> None:
         self.ids = ids
         self.until = until
         self.done = done
+        self.piece = piece
         self.on_progress = on_progress
         self.on_ready = on_ready
         self.sequence: int | None = None
@@ -96,7 +98,7 @@ class PromptReader:
         known = min(self._engine.cached(ids), until)
         if until - known <= 0 or (not whole and len(ids) - known <= self._piece):
             return None
-        reading = Reading(ids, until, known, on_progress, on_ready)
+        reading = Reading(ids, until, known, self._piece, on_progress, on_ready)
         self._turns.append(reading)
         self._next_piece()
         return reading
@@ -127,7 +129,7 @@ class PromptReader:
         reading.sequence = None
         if update.ended is EndReason.PREFILLED:
             reading.found(update.cached_tokens)
-            reading.done = min(reading.done + self._piece, max(reading.until, reading.done))
+            reading.done = min(reading.done + reading.piece, max(reading.until, reading.done))
             reading.on_progress(reading.done)
             if reading.done < reading.until:
                 self._turns.append(reading)
@@ -148,5 +150,5 @@ class PromptReader:
         if self._in_flight is None and self._turns:
             reading = self._in_flight = self._turns.popleft()
             reading.sequence = self._next_sequence()
-            reading.end = min(reading.done + self._piece, reading.until)
+            reading.end = min(reading.done + reading.piece, reading.until)
             self._engine.prefill(reading.sequence, reading.ids[: reading.end])

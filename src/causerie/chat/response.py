@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from causerie.chat.admission import Ticket
@@ -18,6 +18,7 @@ from causerie.chat.reading import PromptReader, Reading
 from causerie.engines.base import EndReason, Engine, Update
 from causerie.errors import CauserieError, EngineError, EngineOutOfMemory
 from causerie.text.model import TextModel
+from causerie.text.turns import Miss, Seen
 from causerie.types import (
     CancelCause,
     Failed,
@@ -50,6 +51,19 @@ class Owner(Protocol):
         """The log has its terminal event and the engine holds none of the sequences any more."""
 
 
+@dataclass(slots=True)
+class Turn:
+    """A response as a turn of a conversation: what the model has ``seen`` before it, and ``after`` it.
+
+    ``continues`` is whether there was anything before that might have been seen. ``after`` is there once the log has
+    ended, as far as anything was said.
+    """
+
+    seen: Seen | None = None
+    continues: bool = False
+    after: Seen | None = None
+
+
 class Response:
     """Moves from waiting to reading to running to ended, and never back.
 
@@ -66,8 +80,11 @@ class Response:
         prompt: Encoded,
         sampling: SamplingParams,
         arrived: float,
+        turn: Turn | None = None,
     ) -> None:
         self.log = log
+        self._turn = turn
+        self._chat = prompt.chat
         self._owner = owner
         self._request = request
         self._ticket = ticket
@@ -108,7 +125,25 @@ class Response:
 
     @property
     def _usage(self) -> Usage:
-        return Usage(len(self._ids), sum(len(choice.ids) for choice in self._choices), self._cached)
+        said = sum(len(choice.ids) for choice in self._choices)
+        return Usage(len(self._ids), said, self._cached, self._cache_miss())
+
+    def _cache_miss(self) -> Miss | None:
+        turn = self._turn
+        if turn is None or not turn.continues or not self._said_first:
+            return None
+        if turn.seen is None:
+            return Miss.EVICTED
+        if self._chat is not None and self._chat.miss is not None:
+            return self._chat.miss
+        # The engine keeps whole blocks, and computes the last sampled token with the next one.
+        least = len(turn.seen.ids) - 2 * self._owner.engine.info.prefix_block
+        return Miss.EVICTED if self._cached is not None and self._cached < least else None
+
+    def _remember(self) -> None:
+        if self._turn is not None and self._chat is not None and len(self._choices) == 1:
+            said = "".join(part.text for event in self.log.events if type(event) is TextDelta for part in event.parts)
+            self._turn.after = self._owner.text.seen(self._chat, self._choices[0].ids, said)
 
     def _begin(self) -> None:
         self._owner.metrics.queue_time(time.perf_counter() - self._arrived)
@@ -231,6 +266,9 @@ class Response:
         usage = terminal.usage
         seconds = time.perf_counter() - self._arrived
         self._owner.metrics.finished(reason, usage.prompt_tokens, usage.completion_tokens, seconds)
+        if usage.cache_miss is not None:
+            self._owner.metrics.cache_missed(usage.cache_miss)
+        self._remember()
         self.log.append(terminal)
         self._settle()
 

@@ -14,12 +14,13 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from causerie.chat.admission import Admission, Ticket
-from causerie.chat.ahead import BESIDE_STREAMS, OnPrefilled, OpenPrompt, ReadAhead, Spare, Typing
+from causerie.chat.ahead import ReadAhead, Spare
+from causerie.chat.buffer import OnPrefilled, OpenPrompt, Typing
 from causerie.chat.choice import Choice
 from causerie.chat.intake import ENCODE_INLINE, Encoded, Intake, characters
 from causerie.chat.log import Recorder, ResponseLog
 from causerie.chat.metrics import Metrics
-from causerie.chat.response import Response
+from causerie.chat.response import Response, Turn
 from causerie.chat.streams import Streams
 from causerie.config import Settings
 from causerie.engines.base import Engine, EngineInfo, Update
@@ -30,6 +31,7 @@ from causerie.errors import (
     ShuttingDown,
 )
 from causerie.text.model import TextModel
+from causerie.text.turns import Seen
 from causerie.types import CancelCause, GenerationRequest, SamplingParams, TextPrompt
 
 logger = logging.getLogger("causerie.chat")
@@ -134,8 +136,16 @@ class ChatService:
                 self._idle = None
         self._fail_all()
 
-    async def create(self, request: GenerationRequest, recorder: Recorder | None = None) -> ResponseLog:
-        """Take a request in; returns its log as soon as it waits or runs. ``recorder`` keeps the log's events.
+    def resize(self, *, max_sequences: int, kv_tokens: int) -> None:
+        """Let so much run from now on, where the engine's size changes; what runs already stays."""
+        self._admission.resize(max_sequences=max_sequences, kv_tokens=kv_tokens)
+
+    async def create(
+        self, request: GenerationRequest, recorder: Recorder | None = None, turn: Turn | None = None
+    ) -> ResponseLog:
+        """Take a request in; returns its log as soon as it waits or runs.
+
+        ``recorder`` keeps the log's events. ``turn`` is for one that continues a conversation, or will be continued.
 
         Raises, in this order: DuplicateRequest, ShuttingDown or Overloaded before anything is computed;
         InvalidRequest, ContextLengthExceeded or UnsupportedParameter after. The caller takes a reader at once,
@@ -150,7 +160,7 @@ class ChatService:
         try:
             arrived = time.perf_counter()
             self._intake.check(request)
-            prompt = await self._encode(request, ticket)
+            prompt = await self._encode(request, ticket, None if turn is None else turn.seen)
             if self._ended:
                 raise ShuttingDown("The server shut down before this request was begun.", retry_after=5)
             sampling = self._intake.fit(request, len(prompt.ids))
@@ -163,7 +173,7 @@ class ChatService:
                 recorder=recorder,
                 outlives_readers=request.on_disconnect.grace != 0,
             )
-            response = Response(self, request, log, ticket, prompt, sampling, arrived)
+            response = Response(self, request, log, ticket, prompt, sampling, arrived, turn)
             self._responses[key] = response
             if log.outlives_readers:
                 self.streams.keep(log, request)
@@ -241,8 +251,7 @@ class ChatService:
         waits = self._admission.waiting or any(choice.last_time is None for _, choice in self._sequences.values())
         if waits or not self.ready:
             return None
-        piece = min(self.settings.prefill_piece, BESIDE_STREAMS) if self._sequences else self.settings.prefill_piece
-        return Spare(piece, self._admission.kv_tokens - self._admission.kv_tokens_reserved)
+        return Spare(self._admission.kv_tokens - self._admission.kv_tokens_reserved, alone=not self._sequences)
 
     def _forget(self, key: tuple[str, str]) -> None:
         self._responses.pop(key, None)
@@ -261,10 +270,10 @@ class ChatService:
             if response is not None:
                 response.fail(ShuttingDown("The server shut down before this answer was finished.", retry_after=5))
 
-    async def _encode(self, request: GenerationRequest, ticket: Ticket) -> Encoded:
+    async def _encode(self, request: GenerationRequest, ticket: Ticket, seen: Seen | None) -> Encoded:
         if characters(request.prompt) < ENCODE_INLINE:
-            return self._intake.encode(request)
-        future = asyncio.get_running_loop().run_in_executor(self._encoders, self._intake.encode, request)
+            return self._intake.encode(request, seen)
+        future = asyncio.get_running_loop().run_in_executor(self._encoders, self._intake.encode, request, seen)
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:

@@ -46,12 +46,14 @@ def serve(model: dict[str, str], flags: dict[str, Any], config: Path | None) -> 
     settings = load({**flags, **model}, config)
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     from causerie.chat.build import build_service
+    from causerie.chat.stores import place_of
     from causerie.models.progress import StderrProgress
     from causerie.web.server import serve as run
 
     def factory() -> ChatService:
         service = build_service(settings, progress=StderrProgress())
         _introduce(service)
+        tell(f"responses are kept in {place_of(settings.store, port=settings.port)}")
         return service
 
     run(factory, settings, on_ready=functools.partial(_invite, with_key=settings.has_keys))

@@ -101,6 +101,9 @@ class EngineConfig:
     """What a token takes in the KV cache at two bytes per element; the engine allows for its own width."""
     kv_cache_bytes: int
     max_sequences: int
+    vocabulary: Callable[[], Sequence[bytes]] | None = None
+    """What each id of the model's vocabulary spells, nothing for control tokens: what an answer is held to a schema by.
+    None where that depends on a token's neighbours."""
 
 
 class Engine(Protocol):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from causerie.engines.base import EndReason, EngineConfig, EngineInfo, EngineStats, Update
 from causerie.engines.child import Child, ChildDied, ChildError
@@ -93,6 +93,7 @@ class OpenVINOEngine(SteppingEngine):
         self._arrivals: deque[Submit] = deque()
         self._cancelled: list[int] = []
         self._retried: set[int] = set()
+        self._vocabulary = config.vocabulary
         self._cache = CacheMirror(BLOCK, blocks)
         self._open_ends = OpenEnds(BLOCK, blocks)
         self._runtime: Child | None = None
@@ -102,7 +103,7 @@ class OpenVINOEngine(SteppingEngine):
             context_window=config.context_window,
             kv_tokens=blocks * BLOCK,
             max_sequences=config.max_sequences,
-            parameters=_HONOURED,
+            parameters=_HONOURED if config.vocabulary is None else _HONOURED | {"json_schema"},
             prefix_block=BLOCK,
         )
 
@@ -124,8 +125,9 @@ class OpenVINOEngine(SteppingEngine):
     def _open(self) -> None:
         self._close()
         self._runtime = Child("causerie.engines.openvino_runtime")
+        vocabulary = None if self._vocabulary is None else self._vocabulary()  # While the process starts.
         try:
-            self._runtime.ask(self.setup)
+            self._runtime.ask(replace(self.setup, vocabulary=vocabulary))
         except (ChildError, ChildDied) as error:
             self._close()
             raise ModelUnavailable(f"OpenVINO cannot load the model: {error}") from error

@@ -20,6 +20,8 @@ class Setup:
     max_sequences: int
     eos_token_ids: frozenset[int]
     properties: dict[str, str]
+    vocabulary: Sequence[bytes] | None = None
+    """What each id spells, where answers may be held to a schema."""
 
 
 class Add(NamedTuple):

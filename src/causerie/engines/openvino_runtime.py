@@ -15,8 +15,10 @@ import openvino
 import openvino_genai
 from openvino_genai import py_openvino_genai
 
+from causerie.engines import openvino_vocabulary
 from causerie.engines.base import EndReason
 from causerie.engines.child import last_line
+from causerie.engines.json_grammar import ebnf
 from causerie.engines.openvino_messages import Add, Said, Setup, Step, Stepped
 from causerie.types import SamplingParams
 
@@ -68,7 +70,10 @@ def pipeline(setup: Setup) -> Any:
     config.max_num_seqs = setup.max_sequences
     config.dynamic_split_fuse = True
     config.enable_prefix_caching = True
-    return openvino_genai.ContinuousBatchingPipeline(setup.folder, config, "CPU", dict(setup.properties))
+    make = openvino_genai.ContinuousBatchingPipeline
+    if setup.vocabulary is None:
+        return make(setup.folder, config, "CPU", dict(setup.properties))
+    return make(setup.folder, openvino_vocabulary.tokenizer(setup.vocabulary), config, "CPU", **setup.properties)
 
 
 def generation(sampling: SamplingParams, eos_token_ids: frozenset[int]) -> openvino_genai.GenerationConfig:
@@ -87,6 +92,8 @@ def generation(sampling: SamplingParams, eos_token_ids: frozenset[int]) -> openv
     config.frequency_penalty = sampling.frequency_penalty
     if sampling.logprobs is not None:
         config.logprobs = 1
+    if sampling.json_schema is not None:
+        config.structured_output_config = openvino_genai.StructuredOutputConfig(grammar=ebnf(sampling.json_schema))
     # The runtime computes in float32 and refuses min_p 1, which leaves only the most likely token: greedy.
     config.do_sample = sampling.temperature > 0 and np.float32(sampling.min_p) < 1
     if config.do_sample:

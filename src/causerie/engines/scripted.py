@@ -22,6 +22,9 @@ IM_END = 257
 END_OF_TEXT = 258
 VOCABULARY = 259
 
+_HONOURED = frozenset(SamplingParams.__dataclass_fields__) - {"json_schema"}
+"""What the script says is not sampled, so any way of sampling is honoured; a schema would not be."""
+
 Script: TypeAlias = Callable[[Sequence[int]], Iterable[int]]
 """Prompt ids to answer ids. It may raise OutOfBlocks, or anything else, to play an engine that fails."""
 
@@ -53,7 +56,8 @@ class _Sequence:
     script: Iterator[int] = field(default_factory=lambda: iter(()))
     unread: int = 0
     cached: int | None = None
-    said: int = 0
+    ids: list[int] = field(default_factory=list)
+    """What was said."""
 
 
 class ScriptedEngine(SteppingEngine):
@@ -91,7 +95,7 @@ class ScriptedEngine(SteppingEngine):
             context_window=context_window,
             kv_tokens=kv_tokens,
             max_sequences=max_sequences,
-            parameters=frozenset(SamplingParams.__dataclass_fields__) if parameters is None else parameters,
+            parameters=_HONOURED if parameters is None else parameters,
             prefix_block=prefix_block,
         )
 
@@ -100,7 +104,7 @@ class ScriptedEngine(SteppingEngine):
         return self._info
 
     def stats(self) -> EngineStats:
-        used = sum(len(sequence.prompt) + sequence.said for sequence in list(self._sequences.values()))
+        used = sum(len(sequence.prompt) + len(sequence.ids) for sequence in list(self._sequences.values()))
         return EngineStats(len(self._sequences), min(1.0, used / self._info.kv_tokens), self._steps)
 
     def cached(self, prompt: Sequence[int]) -> int:
@@ -185,15 +189,17 @@ class ScriptedEngine(SteppingEngine):
             self._remember(sequence.prompt)
         if sequence.sampling is None:
             return Update(number, ended=EndReason.PREFILLED, cached_tokens=sequence.cached)
-        cached = sequence.cached if not sequence.said else None
+        cached = sequence.cached if not sequence.ids else None
         try:
             ids = list(itertools.islice(sequence.script, self._ids_per_step))
         except OutOfBlocks:
             return Update(number, ended=EndReason.OUT_OF_MEMORY)
         except Exception as error:
             return Update(number, ended=EndReason.ERROR, detail=f"The script failed: {type(error).__name__}.")
-        ids, ended = _limit(ids, sequence.said, sequence.sampling)
-        sequence.said += len(ids)
+        ids, ended = _limit(ids, len(sequence.ids), sequence.sampling)
+        sequence.ids += ids
+        if ended is not None:
+            self._remember([*sequence.prompt, *sequence.ids[:-1]])  # The last one was not computed with any more.
         logprobs = [TokenLogprob(id_, 0.0) for id_ in ids] if sequence.sampling.logprobs is not None else ()
         return Update(number, ids, logprobs, ended, cached_tokens=cached)
 

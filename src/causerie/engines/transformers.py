@@ -26,14 +26,16 @@ try:
     if tuple(int(part) for part in version("transformers").split(".")[:2]) < OLDEST:
         raise MissingExtra(f"This engine needs transformers {OLDEST[0]}.{OLDEST[1]} or newer. {_REMEDY}")
     from causerie.engines.transformers_batching import PAGE, Batcher, Part
+    from causerie.engines.transformers_guide import Guide, guiding
     from causerie.engines.transformers_model import describe, load
     from causerie.engines.transformers_sampling import MAX_TOP_LOGPROBS, Row, choose
 except (ImportError, PackageNotFoundError):
-    raise MissingExtra(f"This model needs torch, transformers and psutil. {_REMEDY}") from None
+    raise MissingExtra(f"This model needs torch, transformers, llguidance and psutil. {_REMEDY}") from None
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+_SCHEMA = "The schema is too complex to hold an answer to."
 _READ_ONLY = SamplingParams(max_tokens=1, temperature=0.0)
 
 
@@ -65,6 +67,8 @@ class TransformersEngine(SteppingEngine):
         self._folder = config.folder
         self._description = describe(config.folder, device)
         self._eos = config.eos_token_ids
+        self._vocabulary = config.vocabulary
+        self._guiding: Any = None
         bytes_per_token = config.kv_bytes_per_token * self._description.dtype.itemsize // 2
         self._blocks = max(1, config.kv_cache_bytes // (bytes_per_token * PAGE))
         self._step_tokens = step_tokens
@@ -78,7 +82,8 @@ class TransformersEngine(SteppingEngine):
             context_window=config.context_window,
             kv_tokens=self._blocks * PAGE,
             max_sequences=config.max_sequences,
-            parameters=frozenset(SamplingParams.__dataclass_fields__),
+            parameters=frozenset(SamplingParams.__dataclass_fields__)
+            - (frozenset({"json_schema"}) if config.vocabulary is None else frozenset()),
             top_logprobs=MAX_TOP_LOGPROBS,
             prefix_block=PAGE if self._description.shares_prefixes else 0,
         )
@@ -98,6 +103,9 @@ class TransformersEngine(SteppingEngine):
     def _open(self) -> None:
         if self._model is None:
             self._model = load(self._folder, self._description)
+            if self._vocabulary is not None:
+                ends = [id_ for id_ in self._eos if id_ < self._description.vocabulary]
+                self._guiding = guiding(self._vocabulary(), ends)
         # Sequences that are only being read come on top of those that generate.
         most = 2 * self._info.max_sequences
         try:
@@ -166,6 +174,10 @@ class TransformersEngine(SteppingEngine):
             )
         elif room < 1:
             refusal = EndReason.OUT_OF_MEMORY, ""
+        elif wanted.json_schema is not None:
+            row.guide = Guide(self._guiding, wanted.json_schema)
+            if row.guide.error:
+                refusal = EndReason.ERROR, _SCHEMA
         return _Sequence(row, limit, at_limit, prefill=sampling is None), refusal
 
     def _choose(self, logits: Tensor, numbers: Sequence[int]) -> list[int]:
@@ -197,12 +209,14 @@ class TransformersEngine(SteppingEngine):
         if sequence.prefill:
             self._forget(part.sequence)
             return Update(part.sequence, ended=EndReason.PREFILLED, cached_tokens=cached)
-        ended = None
-        if part.id in sequence.row.stops:
+        ended, detail = None, ""
+        if sequence.row.guide is not None and sequence.row.guide.error:
+            ended, detail = EndReason.ERROR, _SCHEMA
+        elif part.id in sequence.row.stops:
             ended = EndReason.STOP
         elif said >= sequence.limit:
             ended = sequence.at_limit
         if ended is not None:
             self._forget(part.sequence)
         logprob = self._logprobs[part.sequence]
-        return Update(part.sequence, (part.id,), () if logprob is None else (logprob,), ended, cached_tokens=cached)
+        return Update(part.sequence, (part.id,), () if logprob is None else (logprob,), ended, detail, cached)

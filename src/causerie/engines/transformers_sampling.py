@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from causerie.engines.transformers_guide import Guide
 from causerie.types import SamplingParams, TokenLogprob
 
 MAX_TOP_LOGPROBS = 20
@@ -31,6 +32,7 @@ class Row:
     said: Counter[int] = field(default_factory=Counter)
     seen: set[int] = field(default_factory=set)
     generator: random.Random = field(default_factory=random.Random)
+    guide: Guide | None = None
 
     def __post_init__(self) -> None:
         if self.sampling.seed is not None:
@@ -47,6 +49,8 @@ class Row:
         self.said[id_] += 1
         if self.sampling.repetition_penalty != 1.0:
             self.seen.add(id_)
+        if self.guide is not None and id_ not in self.stops:
+            self.guide.add(id_)
 
 
 @torch.no_grad()
@@ -76,7 +80,7 @@ def choose(logits: Tensor, rows: Sequence[Row]) -> tuple[list[int], list[TokenLo
 
 
 def _reshape(logits: Tensor, row: Row) -> None:
-    """Penalties and ``min_tokens``, in place, on one row. What they change stays finite, however far they reach."""
+    """Penalties, ``min_tokens`` and ``json_schema``, in place, on one row. What penalties change stays finite."""
     sampling = row.sampling
     device = logits.device
     if row.seen:
@@ -92,6 +96,8 @@ def _reshape(logits: Tensor, row: Row) -> None:
         # What the model itself rules out is still better than nothing, where a request rules out all the rest.
         logits.copy_(_finite(logits))
         logits[torch.tensor(sorted(row.stops), device=device)] = -torch.inf
+    if row.guide is not None:
+        row.guide.narrow(logits)
 
 
 def _finite(logits: Tensor) -> Tensor:

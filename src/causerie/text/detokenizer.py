@@ -146,6 +146,15 @@ class Detokenization:
         """Whether it gives no text, whatever its spelling."""
         return id in self._silent
 
+    @property
+    def is_table(self) -> bool:
+        """Whether each id spells the same bytes wherever it stands, save for a space at the very beginning."""
+        return self._is_table
+
+    def spelled(self, id: int) -> bytes:  # noqa: A002
+        """What a token adds to an answer: nothing for a silent one."""
+        return self._table[id]
+
     def token_bytes(self, id: int) -> bytes:  # noqa: A002
         """What a token stands for, control tokens by their spelling; nothing for an id out of the vocabulary."""
         if id not in self._silent:
@@ -154,6 +163,7 @@ class Detokenization:
 
     def _choose(self, steps: list[Mapping[str, Any]]) -> Callable[[], Detokenizer]:
         kinds = [step["type"] for step in steps]
+        self._is_table = True
         if kinds == ["ByteLevel"]:
             self._table = table = TokenTable(self._tokenizer, _spell_byte_level, self._silent)
             return lambda: TableDetokenizer(table)
@@ -165,6 +175,7 @@ class Detokenization:
         if _is_sentencepiece(steps):
             strip = _without_first_space if kinds[-1] == "Strip" else None
             return lambda: TableDetokenizer(table, "surrogateescape", strip)
+        self._is_table = False
         return lambda: WindowDetokenizer(self._tokenizer, self._silent)
 
 

@@ -218,6 +218,15 @@ class TextModel:
         """The bytes that one token stands for, a control token's by its spelling; none if there is no such token."""
         return self._detokenization.token_bytes(id)
 
+    @property
+    def has_vocabulary(self) -> bool:
+        """Whether ``vocabulary`` says what answers spell; with some decoders that depends on a token's neighbours."""
+        return self._detokenization.is_table
+
+    def vocabulary(self, size: int) -> list[builtins.bytes]:
+        """What each id below ``size`` adds to an answer: nothing for a control token, or where there is none."""
+        return [self._detokenization.spelled(id_) for id_ in range(size)]
+
     def token_text(self, id: int) -> str:  # noqa: A002
         """The same as text; a part of a character is U+FFFD."""
         return self.token_bytes(id).decode("utf-8", "replace")

@@ -9,14 +9,15 @@ import re
 from starlette.types import Scope
 
 from causerie.config import Settings
-from causerie.errors import ConfigError
+from causerie.errors import ConfigError, InvalidKey
 from causerie.keys import ANONYMOUS, Keys, read_keys
-from causerie.web.errors import InvalidKey, UnknownHost
-from causerie.web.requests import host_of
+from causerie.web.errors import ForeignOrigin, UnknownHost
+from causerie.web.requests import host_of, same_origin
 
 KEY_PROTOCOL = "openai-insecure-api-key."
 """A WebSocket subprotocol that begins so ends in a key: no page can choose a socket's headers. The name is OpenAI's."""
 
+_CHANGING = {"POST", "PUT", "PATCH", "DELETE"}
 _OPEN = {"/health", "/ready"}
 _BEARER = re.compile(rb"bearer +([\x21-\x7e]+) *", re.IGNORECASE)
 
@@ -68,6 +69,14 @@ class Access:
             "that name in allowed_hosts.",
             param="Host",
         )
+
+    def check_origin(self, scope: Scope) -> None:
+        """Refuse what another site's page would have done here in its reader's name. Raises ForeignOrigin.
+
+        A page may send a plain POST anywhere, though it cannot read the answer. With keys it lacks the key.
+        """
+        if scope["type"] == "http" and scope["method"] in _CHANGING and self.keys is None and not same_origin(scope):
+            raise ForeignOrigin("This page's origin may not send requests here.", param="Origin")
 
     def owner_of(self, scope: Scope) -> str:
         """Whose request or socket this is. Raises InvalidKey."""

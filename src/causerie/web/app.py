@@ -12,11 +12,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from causerie.chat.archive import Archive
 from causerie.chat.service import ChatService
-from causerie.errors import CauserieError
+from causerie.errors import CauserieError, InvalidKey
 from causerie.web.access import Access
 from causerie.web.chatbot import Chatbot
 from causerie.web.conversations import Conversations
-from causerie.web.errors import InvalidKey, UnknownHost, error_response, routing_error
+from causerie.web.errors import ForeignOrigin, UnknownHost, error_response, routing_error
 from causerie.web.framed_chat import FramedChat
 from causerie.web.openai import Completions, Models
 from causerie.web.ops import Health, MetricsPage, Ready, Welcome
@@ -68,6 +68,7 @@ class App:
                 Route("/", Welcome(service), methods=["GET"]),
                 WebSocketRoute("/", self._chatbot),
                 Route("/streams/{id:path}", Endpoint(textbot.read_again), methods=["GET"]),
+                Route("/streams/{id:path}", Endpoint(textbot.cancel), methods=["DELETE"]),
                 Route("/v1/chat/completions", chat, methods=["POST"]),
                 Route("/v1/chat/completions/{id:path}", Endpoint(chat.read_again), methods=["GET"]),
                 Route("/v1/completions", text, methods=["POST"]),
@@ -131,7 +132,8 @@ class App:
         try:
             self._access.check_host(scope)
             scope["state"]["owner"] = self._access.owner_of(scope)
-        except (UnknownHost, InvalidKey) as error:
+            self._access.check_origin(scope)
+        except (UnknownHost, InvalidKey, ForeignOrigin) as error:
             self._rejected(error.code)
             raise
 

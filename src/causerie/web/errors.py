@@ -16,9 +16,11 @@ from causerie.errors import (
     DuplicateRequest,
     EngineOutOfMemory,
     Interrupted,
+    InvalidKey,
     InvalidRequest,
     ItemNotFound,
     ModelNotFound,
+    ModelUnavailable,
     Overloaded,
     RequestTimeout,
     RequestTooLarge,
@@ -55,12 +57,6 @@ class UnknownHost(InvalidRequest):
     code = "unknown_host"
 
 
-class InvalidKey(CauserieError):
-    """No API key, or one that is not known here."""
-
-    code = "invalid_api_key"
-
-
 @dataclass(frozen=True, slots=True)
 class Meaning:
     """An HTTP status, a WebSocket close code (RFC 6455, 7.4.1 and its registry), and the OpenAI API's type."""
@@ -89,6 +85,7 @@ MEANINGS: dict[type[CauserieError], Meaning] = {
     Overloaded: Meaning(429, 1013, "rate_limit_error"),
     ShuttingDown: Meaning(503, 1012, "server_error"),
     EngineOutOfMemory: Meaning(503, 1011, "server_error"),
+    ModelUnavailable: Meaning(503, 1011, "server_error"),
     # Not 409, which clients repeat by themselves: somebody wanted it to end.
     Cancelled: Meaning(499, 1011, "invalid_request_error"),
     UnknownRoute: Meaning(404, 1008, "invalid_request_error"),

@@ -15,8 +15,8 @@ from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
-from causerie.chat.ahead import Typing
 from causerie.chat.archive import Archive, Stream
+from causerie.chat.buffer import Typing
 from causerie.chat.log import EventReader
 from causerie.chat.records import Item, Status, outcome_of
 from causerie.chat.service import ChatService
@@ -176,7 +176,7 @@ class ResponseSession:
         lane = begin.lane
         call = replace(begin.call, on_disconnect=begin.call.on_disconnect or self._terms.on_disconnect)
         try:
-            live = await self._archive.create(self._owner, call, begin.history)
+            live = await self._archive.create(self._owner, call, history=begin.history)
         except CauserieError as error:
             await self._do(self._socket.refused(lane, error))
         except Exception:

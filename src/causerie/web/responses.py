@@ -7,17 +7,18 @@ from dataclasses import replace
 
 from starlette.types import Receive, Scope, Send
 
-from causerie.chat.archive import Archive, Live
+from causerie.chat.archive import Archive, Stream
 from causerie.chat.log import EventReader, Numbered
 from causerie.chat.records import ResponseRecord, outcome_of
 from causerie.chat.service import ChatService
-from causerie.errors import ItemNotFound
+from causerie.errors import ItemNotFound, ResponseNotFound
 from causerie.types import Event, Failed, Finished
 from causerie.web.openai import EVENT_STREAM_HEADERS, PARSE_INLINE, limits_of
-from causerie.web.requests import ClientGone, id_header, owner_of, read_body, send_json
+from causerie.web.requests import ClientGone, header, id_header, owner_of, read_body, send_json
 from causerie.web.streams import StreamedAnswer, leave_with_client, wanted_on_disconnect
 from causerie.wire import sse
 from causerie.wire.fields import query_pairs
+from causerie.wire.idempotency import check_same, response_id
 from causerie.wire.items import item_list
 from causerie.wire.queries import ListQuery, parse_list_query, parse_response_query
 from causerie.wire.responses_events import ResponseEvents, as_sse
@@ -36,17 +37,15 @@ class Responses:
         call = await self._parse(await read_body(scope, receive, self._service.settings))
         if call.on_disconnect is None and not call.background:
             call = replace(call, on_disconnect=wanted_on_disconnect(scope, None))
-        live = await self._archive.create(owner_of(scope), call)
-        record, log, _ = live
+        stream = await self._begin(owner_of(scope), call, header(scope, b"idempotency-key"))
         if call.stream:
             logprobs = None if call.sampling.logprobs is None else self._service.text
-            events = ResponseEvents(record, ended=lambda: log.ended_at, logprobs=logprobs)
-            await self._stream(log.reader(), events, scope, receive, send)
+            events = ResponseEvents(stream.record, ended=stream.ended_at, logprobs=logprobs)
+            await self._stream(stream.reader(0), events, scope, receive, send)
         elif call.background:
-            stream = await self._archive.find(record.owner, record.id)
             await send_json(response_object(stream.record, stream.status), scope, receive, send)
         else:
-            await send_json(response_object(await _read_to_end(live, receive)), scope, receive, send)
+            await send_json(response_object(await _read_to_end(stream, receive)), scope, receive, send)
 
     async def read(self, scope: Scope, receive: Receive, send: Send) -> None:
         """``GET /v1/responses/{id}``: as it is now, or as a stream from the beginning or from a number on."""
@@ -74,6 +73,18 @@ class Responses:
         query = parse_list_query(query_pairs(scope["query_string"]))
         record = (await self._archive.find(owner_of(scope), scope["path_params"]["id"])).record
         await send_json(_page(record, query), scope, receive, send)
+
+    async def _begin(self, owner: str, call: ResponseCall, key: bytes | None) -> Stream:
+        """A new response, or the one that this idempotency key stands for."""
+        if key is None:
+            return (await self._archive.create(owner, call)).stream
+        id_ = response_id(owner, key, call)
+        try:
+            found = await self._archive.find(owner, id_)
+        except ResponseNotFound:
+            return (await self._archive.create(owner, call, id_=id_)).stream
+        check_same(call, found.record)
+        return found
 
     async def _parse(self, body: bytes) -> ResponseCall:
         limits = limits_of(self._service)
@@ -105,17 +116,19 @@ class _Stream:
         return as_sse(self._events.opening()) + body
 
 
-async def _read_to_end(live: Live, receive: Receive) -> ResponseRecord:
+async def _read_to_end(stream: Stream, receive: Receive) -> ResponseRecord:
     """The record with its outcome. Raises the response's error, or ClientGone."""
-    record, log, _ = live
-    reader = log.reader()
+    reader, events = stream.reader(0), list[Event]()
     gone = asyncio.create_task(leave_with_client(receive, reader))
     try:
         async for _, event in reader:
+            events.append(event)
             if isinstance(event, Failed):
                 raise event.error
             if isinstance(event, Finished):
-                return replace(record, outcome=outcome_of(log.events, log.ended_at))
+                break
+        if reader.at_end:
+            return replace(stream.record, outcome=outcome_of(events, stream.ended_at()))
         raise ClientGone
     finally:
         gone.cancel()

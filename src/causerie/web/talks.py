@@ -10,6 +10,7 @@ from causerie.chat.archive import Archive
 from causerie.chat.conversation import Conversation
 from causerie.chat.log import ResponseLog
 from causerie.chat.records import Item
+from causerie.chat.response import Turn
 from causerie.chat.service import ChatService
 from causerie.types import GenerationRequest, Started
 from causerie.wire.items import new_item_id
@@ -35,12 +36,13 @@ class PassingTalk:
         self._service = service
         self._call = call
         self._conversation = Conversation(overflow=service.settings.context_overflow)
+        self._turn = Turn()
 
     async def begin(self, turn: str) -> ResponseLog:
         prompt = self._conversation.prompt_with(turn)
-        return await self._service.create(
-            GenerationRequest(uuid.uuid4().hex, prompt, self._call.sampling, stop=self._call.stop)
-        )
+        request = GenerationRequest(uuid.uuid4().hex, prompt, self._call.sampling, stop=self._call.stop)
+        self._turn = Turn(self._turn.after, continues=bool(self._conversation.messages))
+        return await self._service.create(request, turn=self._turn)
 
     def started(self, event: Started) -> None:
         self._conversation.forget(event.dropped_messages)

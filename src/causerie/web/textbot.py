@@ -14,10 +14,10 @@ from starlette.types import Receive, Scope, Send
 from causerie.chat.log import EventReader
 from causerie.chat.service import ChatService
 from causerie.errors import InvalidRequest
-from causerie.types import Event, Finished, PrefillProgress, Queued, TextDelta
+from causerie.types import CancelCause, Event, Finished, PrefillProgress, Queued, TextDelta
 from causerie.web.errors import error_body
 from causerie.web.openai import EVENT_STREAM_HEADERS, limits_of
-from causerie.web.requests import Body, header, owner_of
+from causerie.web.requests import Body, header, owner_of, send_json
 from causerie.web.streams import StreamedAnswer, check_place, error_of, wanted_on_disconnect
 from causerie.wire import sse
 from causerie.wire.disconnect import START, Place, parse_event_id, parse_place_query
@@ -55,6 +55,13 @@ class Textbot:
         if (again := header(scope, b"last-event-id")) is not None:
             _, place = parse_event_id(again.decode("latin-1"))
         await self._read_again(id_, place, scope, receive, send)
+
+    async def cancel(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Stop a stream that outlives its readers; one that has ended stays as it is."""
+        log, _ = self._service.streams.find(owner_of(scope), scope["path_params"]["id"])
+        running = not log.ended
+        log.cancel(CancelCause.STOPPED)
+        await send_json({"id": log.id, "object": "stream", "cancelled": running}, scope, receive, send)
 
     async def _read_again(self, id_: str, place: Place, scope: Scope, receive: Receive, send: Send) -> None:
         log, request = self._service.streams.find(owner_of(scope), id_)

@@ -21,6 +21,7 @@ from causerie.types import (
 )
 from causerie.wire.disconnect import take_on_disconnect
 from causerie.wire.fields import ANY, Fields, Neutral, content_text, kind, parse_object, shown
+from causerie.wire.formats import parse_format
 from causerie.wire.sampling import (
     MAX_LOGPROBS,
     MAX_STOP_TOKEN_IDS,
@@ -60,7 +61,6 @@ _NEUTRAL: Neutral = {
     "prompt_logprobs": (),
     "return_token_ids": (False,),
     "cache_prompt": (True,),
-    "response_format": ({"type": "text"},),
     "guided_json": (),
     "guided_regex": (),
     "guided_choice": (),
@@ -87,6 +87,7 @@ _NEUTRAL_CHAT: Neutral = {
 }
 _NEUTRAL_TEXT: Neutral = {
     **_NEUTRAL,
+    "response_format": ({"type": "text"},),
     "suffix": ("",),
     "echo": (False,),
     "add_special_tokens": (True,),
@@ -103,7 +104,7 @@ _NEUTRAL_MESSAGE: Neutral = {
 _TAKEN = (
     *SAMPLING_NAMES,
     *("model", "stream", "stream_options", "n", "logprobs", "top_logprobs", "max_completion_tokens"),
-    *("messages", "prompt", "best_of", "on_disconnect"),
+    *("messages", "prompt", "best_of", "on_disconnect", "response_format"),
 )
 
 
@@ -134,7 +135,9 @@ def parse_chat(body: bytes, limits: Limits) -> CompletionCall:
     if top is not None and not wanted:
         raise InvalidRequest("'top_logprobs' needs 'logprobs': true.", param="top_logprobs")
     prompt = ChatPrompt(_take_messages(fields))
-    return _take_rest(fields, limits, prompt, (top or 0) if wanted else None, _NEUTRAL_CHAT)
+    format_ = fields.take("response_format")
+    schema = None if format_ is None else parse_format(format_, "response_format", flat=False)
+    return _take_rest(fields, limits, prompt, (top or 0) if wanted else None, _NEUTRAL_CHAT, schema)
 
 
 def parse_completion(body: bytes, limits: Limits) -> CompletionCall:
@@ -151,13 +154,18 @@ def parse_completion(body: bytes, limits: Limits) -> CompletionCall:
 
 
 def _take_rest(
-    fields: Fields, limits: Limits, prompt: Prompt, logprobs: int | None, neutral: Neutral
+    fields: Fields,
+    limits: Limits,
+    prompt: Prompt,
+    logprobs: int | None,
+    neutral: Neutral,
+    schema: str | None = None,
 ) -> CompletionCall:
     ids = fields.take("stop_token_ids")
-    stop_ids = () if ids is None else check_token_ids(ids, "stop_token_ids", limits, MAX_STOP_TOKEN_IDS)
+    stop_ids = frozenset(() if ids is None else check_token_ids(ids, "stop_token_ids", limits, MAX_STOP_TOKEN_IDS))
     call = CompletionCall(
         prompt=prompt,
-        sampling=take_sampling(fields, limits, stop_token_ids=frozenset(stop_ids), logprobs=logprobs),
+        sampling=take_sampling(fields, limits, stop_token_ids=stop_ids, logprobs=logprobs, json_schema=schema),
         n=take_n(fields, limits),
         stop=take_stop(fields),
         stream=fields.boolean("stream"),

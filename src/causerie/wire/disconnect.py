@@ -10,7 +10,7 @@ from causerie.errors import InvalidRequest
 from causerie.types import OnDisconnect
 from causerie.wire.fields import Fields, QueryFields, query_pairs, shown
 
-MAX_GRACE = 86_400.0
+MAX_GRACE = 3600.0
 """Seconds that a client may ask a response to wait for it."""
 
 _GRACE = re.compile(r"grace\((\d{1,6}(?:\.\d{1,3})?)\)", re.ASCII)

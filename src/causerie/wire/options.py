@@ -10,12 +10,6 @@ MAX_METADATA_KEY = 64
 MAX_METADATA_VALUE = 512
 
 
-def take_format(text: Fields) -> dict[str, object]:
-    """``text.format``, as the API echoes it: plain text, so far."""
-    text.neutral({"format": ({"type": "text"},)})
-    return {"type": "text"}
-
-
 def take_metadata(fields: Fields) -> dict[str, str]:
     """``metadata``: up to 16 pairs of short strings. Raises InvalidRequest."""
     value = fields.take("metadata")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from causerie.chat.records import ResponseRecord, Status
 from causerie.errors import CauserieError, InvalidRequest, Overloaded, ShuttingDown
+from causerie.text.turns import Miss
 from causerie.types import Usage
 from causerie.wire.items import item_object
 
@@ -60,6 +61,7 @@ def response_object(
         "model": record.model,
         "output": [] if output is None else [item_object(output, logprobs)],
         "previous_response_id": record.previous,
+        "prompt_cache_diagnostics": _cache_diagnostics(record),
         "usage": None if outcome is None else usage_object(outcome.usage),
         **_DEFAULTS,
         **record.parameters,
@@ -80,6 +82,20 @@ def usage_object(usage: Usage) -> dict[str, object]:
         "output_tokens_details": {"reasoning_tokens": 0},
         "total_tokens": usage.total_tokens,
     }
+
+
+def _cache_diagnostics(record: ResponseRecord) -> dict[str, object] | None:
+    """Whether a turn found what had been computed of its conversation; ``cause`` is our own word for why not."""
+    if record.outcome is None or (record.previous is None and record.conversation is None):
+        return None
+    usage = record.outcome.usage
+    if usage.cache_miss is None:
+        return {"type": "cache_hit"} if usage.cached_tokens else {"type": "unavailable"}
+    if usage.cache_miss == Miss.EVICTED:
+        return {"type": "unavailable", "cause": usage.cache_miss}
+    reason = "model_changed" if usage.cache_miss == Miss.MODEL_CHANGED else "input_changed"
+    missed = usage.prompt_tokens - (usage.cached_tokens or 0)
+    return {"type": "cache_miss", "reason": reason, "cache_missed_tokens": missed, "cause": usage.cache_miss}
 
 
 def error_member(error: CauserieError) -> dict[str, object]:

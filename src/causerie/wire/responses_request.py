@@ -14,8 +14,9 @@ from causerie.errors import InvalidRequest
 from causerie.types import ChatPrompt, GenerationRequest, Message, OnDisconnect, SamplingParams
 from causerie.wire.disconnect import take_on_disconnect
 from causerie.wire.fields import ANY, Fields, Neutral, parse_object
+from causerie.wire.formats import parse_format
 from causerie.wire.items import NewId, message, new_item_id, parse_items
-from causerie.wire.options import take_format, take_metadata
+from causerie.wire.options import take_metadata
 from causerie.wire.queries import LOGPROBS, MAX_ID_LENGTH, check_includable
 from causerie.wire.sampling import (
     MAX_LOGPROBS,
@@ -105,6 +106,7 @@ class ResponseCall:
             stop=self.stop,
             owner=owner,
             on_disconnect=self.on_disconnect or default,
+            format_field="text.format",
             generate=self.generate,
         )
 
@@ -130,7 +132,8 @@ def response_call(
     if not store and (background or conversation is not None):
         name = "background" if background else "conversation"
         raise InvalidRequest(f"'{name}' needs the response to be kept; leave out 'store': false.", param="store")
-    parameters = _echo(values) | {"text": _take_text(fields)}
+    text, schema = _take_text(fields)
+    parameters = _echo(values) | {"text": text}
     _take_reasoning(fields)
     take_metadata(fields)
     for name in ("user", "safety_identifier", "prompt_cache_key"):
@@ -151,6 +154,7 @@ def response_call(
             limits,
             stop_token_ids=frozenset(stop_ids),
             logprobs=_take_logprobs(fields),
+            json_schema=schema,
             limit_names=("max_output_tokens",),
         ),
         stop=take_stop(fields),
@@ -223,12 +227,16 @@ def _take_truncation(fields: Fields) -> Literal["error", "drop_oldest"]:
     return "drop_oldest" if value == "auto" else "error"
 
 
-def _take_text(fields: Fields) -> dict[str, object]:
+def _take_text(fields: Fields) -> tuple[dict[str, object], str | None]:
+    """``text`` as the API echoes it, and the JSON schema that it asks for."""
     text = _take_object(fields, "text")
-    format_ = take_format(text)
+    format_ = text.take("format")
+    if format_ is None:
+        format_ = {"type": "text"}
+    schema = parse_format(format_, text.param("format"), flat=True)
     text.neutral({"verbosity": ("medium",)})
     text.finish(("format", "verbosity"))
-    return {"format": format_, "verbosity": "medium"}
+    return {"format": format_, "verbosity": "medium"}, schema
 
 
 def _take_reasoning(fields: Fields) -> None:

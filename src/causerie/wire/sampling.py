@@ -69,6 +69,7 @@ def take_sampling(
     stop_token_ids: frozenset[int] = frozenset(),
     logprobs: int | None = None,
     limit_names: tuple[str, ...] = ("max_tokens", "max_completion_tokens"),
+    json_schema: str | None = None,
 ) -> SamplingParams:
     """Every scalar sampling parameter out of ``fields``. Raises InvalidRequest that names the first bad one.
 
@@ -91,6 +92,7 @@ def take_sampling(
         ignore_eos=fields.boolean("ignore_eos"),
         stop_token_ids=stop_token_ids,
         logprobs=logprobs,
+        json_schema=json_schema,
     )
 
 

@@ -9,6 +9,7 @@ from causerie.errors import (
     ItemNotFound,
     PreviousResponseNotFound,
     StoreError,
+    StoreFull,
 )
 
 
@@ -45,3 +46,7 @@ def ended_elsewhere() -> StoreError:
 
 def closed() -> StoreError:
     return StoreError("The store is not open.")
+
+
+def full() -> StoreFull:
+    return StoreFull("The store is full. Delete responses, free disk space, or raise --store-max-gib.")

@@ -37,7 +37,8 @@ class SQLiteStore:
     shared = False
 
     def __init__(self, path: str | Path, *, max_bytes: int | None = None) -> None:
-        self._path = None if str(path) == ":memory:" else Path(path).expanduser().absolute()
+        self.path = None if str(path) == ":memory:" else Path(path).expanduser().absolute()
+        """None for memory."""
         self._max_bytes = max_bytes
         self._thread: ThreadPoolExecutor | None = None
         self._db: sqlite3.Connection | None = None
@@ -154,9 +155,9 @@ class SQLiteStore:
     # What follows runs on the store's thread.
 
     def _open(self) -> None:
-        self._db = open_database(self._path)
-        if self._path is not None:
-            self._identity = _identity(self._path)
+        self._db = open_database(self.path)
+        if self.path is not None:
+            self._identity = _identity(self.path)
         self._transaction(queries.end_interrupted)
         if self._max_bytes is not None:
             bound(self._db, self._max_bytes)
@@ -188,14 +189,15 @@ class SQLiteStore:
 
     def _see_that_it_is_there(self) -> None:
         """A file that was deleted takes every write, and keeps none."""
-        if self._path is not None and _identity(self._path) != self._identity:
+        if self.path is not None and _identity(self.path) != self._identity:
             raise StoreError("The store's file is gone, or another one is in its place. Restart the server.")
 
     def _shrink(self) -> bool:
-        """Give some free pages back to the disk; whether there are more."""
+        """Give some free pages back to the disk; whether more can be."""
         db = self._connection()
+        free = queries.pragma(db, "freelist_count")
         db.execute(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})").fetchall()
-        return bool(db.execute("PRAGMA freelist_count").fetchone()[0])
+        return 0 < queries.pragma(db, "freelist_count") < free
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

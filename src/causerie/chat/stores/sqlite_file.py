@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from causerie.errors import StoreError, StoreFull
+from causerie.chat.stores import refusals
+from causerie.errors import StoreError
 
 APPLICATION_ID: Final = 0x63617573
 """Says in the file's header whose it is ("caus")."""
@@ -73,12 +74,12 @@ def open_database(path: Path | None) -> sqlite3.Connection:
 
     Raises StoreError, or sqlite3.Error for ``store_error``.
     """
-    if path is not None:
-        _make_private(path)
+    fresh = path is None or _make_private(path)
     connection = sqlite3.connect(path or ":memory:", timeout=1.0, isolation_level=None)
     try:
         connection.execute("PRAGMA locking_mode = EXCLUSIVE")
-        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+        if fresh:  # It is written into the file each time.
+            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute("PRAGMA foreign_keys = ON")
@@ -122,11 +123,15 @@ def migrate(connection: sqlite3.Connection, steps: Sequence[Sequence[str]] = MIG
         raise
 
 
-def _make_private(path: Path) -> None:
-    """An empty file that only its user may read. SQLite gives the files beside it the same permissions."""
+def _make_private(path: Path) -> bool:
+    """See that there is a file, which only its user may read if it is made here; whether it is empty.
+
+    SQLite gives the files beside it the same permissions.
+    """
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600))
+        return path.stat().st_size == 0
     except OSError as error:
         raise StoreError(
             f"The store cannot be opened for writing ({error.strerror}). Give this user the right to it, name "
@@ -159,13 +164,9 @@ def store_error(error: sqlite3.Error) -> StoreError:
     """What SQLite's error means to whoever runs the server."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code == sqlite3.SQLITE_FULL:
-        return full()
+        return refusals.full()
     return StoreError(_MEANINGS.get(code, f"The store failed ({type(error).__name__} {code})."))
 
 
 def damaged() -> StoreError:
     return StoreError(_DAMAGED)
-
-
-def full() -> StoreFull:
-    return StoreFull("The store is full. Delete responses, free disk space, or raise --store-max-gib.")

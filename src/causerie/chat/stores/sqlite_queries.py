@@ -15,7 +15,6 @@ from causerie.chat.log import Numbered
 from causerie.chat.records import ConversationRecord, Item, Outcome, ResponseRecord, interruption, outcome_of
 from causerie.chat.store import MAX_CHAIN, Append, End, Page, Retention, Write
 from causerie.chat.stores import refusals
-from causerie.chat.stores.sqlite_file import full
 from causerie.chat.stores.sqlite_rows import RESPONSE, outcome_row, response_row, to_conversation, to_response
 
 _NEW_UNTIL = 31 / 32
@@ -200,18 +199,18 @@ def sweep(db: Connection, now: float, retention: Retention, most: int) -> int:
 
 def _see_room(db: Connection) -> None:
     """Nothing new begins in the last part of a full store: what runs has it to come to its end."""
-    pages, free, most = (_pragma(db, name) for name in ("page_count", "freelist_count", "max_page_count"))
+    pages, free, most = (pragma(db, name) for name in ("page_count", "freelist_count", "max_page_count"))
     if pages - free > most * _NEW_UNTIL:
-        raise full()
+        raise refusals.full()
 
 
 def size(db: Connection) -> int:
     """Bytes of the file that hold something."""
-    pages, free, page = (_pragma(db, name) for name in ("page_count", "freelist_count", "page_size"))
+    pages, free, page = (pragma(db, name) for name in ("page_count", "freelist_count", "page_size"))
     return (pages - free) * page
 
 
-def _pragma(db: Connection, name: str) -> int:
+def pragma(db: Connection, name: str) -> int:
     return int(db.execute(f"PRAGMA {name}").fetchone()[0])
 
 

@@ -1,0 +1,205 @@
+"""A prompt that is still being written, and what of it can no longer change."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, TypeAlias
+
+from causerie.chat.intake import ENCODE_INLINE, characters
+from causerie.chat.reading import Reading
+from causerie.engines.base import Update
+from causerie.errors import InvalidRequest, RequestTooLarge
+from causerie.text.growing import Settled
+from causerie.types import ChatPrompt, TextPrompt
+
+if TYPE_CHECKING:
+    from causerie.chat.ahead import ReadAhead
+
+_WORTH = 32
+"""Characters that are worth encoding anew; more where a text is very long, since it is looked at as a whole."""
+
+OpenPrompt: TypeAlias = ChatPrompt | TextPrompt
+"""A prompt whose text, of a conversation the last message's, is still being written."""
+
+OnPrefilled: TypeAlias = Callable[[int, int], None]
+"""Told how many of the prompt's tokens are settled, and how many of these the engine has in its cache."""
+
+
+class Typing:
+    """One prompt that is being written: fed as the text comes, read ahead by the engine as it can, then committed.
+
+    Made by ``ChatService.typing``; ``close`` it in a ``finally``. Its text is never logged, nor kept after that.
+    """
+
+    def __init__(
+        self, ahead: ReadAhead, prompt: OpenPrompt, *, limit: int, on_prefilled: OnPrefilled | None = None
+    ) -> None:
+        self._ahead = ahead
+        self._prompt = prompt
+        self._limit = limit
+        self._on_prefilled = on_prefilled
+        self._buffer = io.StringIO()
+        self._length = self._buffer.write(_text_of(prompt))
+        self._around = characters(prompt) - self._length
+        self._settled: Settled | None = None
+        self._settled_length = 0
+        self._encoding = False
+        self._edits = 0
+        self._given_up = False
+        self._reading: Reading | None = None
+        self._stopped: asyncio.Event | None = None
+        self._closed = False
+        self.read = 0
+        """Tokens of ``ids`` that are in the engine's cache, as far as is known."""
+        self._settle()
+
+    def __len__(self) -> int:
+        """How many characters it has."""
+        return self._length
+
+    @property
+    def text(self) -> str:
+        return self._buffer.getvalue()
+
+    @property
+    def ids(self) -> Sequence[int]:
+        """The ids that the prompt begins with however it goes on, as far as they have been worked out."""
+        return () if self._settled is None else self._settled.ids
+
+    def append(self, text: str) -> None:
+        """Add what was written. Raises RequestTooLarge, and then adds nothing."""
+        self._check_open()
+        if self._length + len(text) > self._limit:
+            raise RequestTooLarge(
+                f"The text would have {self._length + len(text)} characters; this server takes {self._limit}."
+            )
+        self._length += self._buffer.write(text)
+        self._settle_if_worth()
+
+    def truncate(self, length: int) -> None:
+        """Keep the first ``length`` characters. Raises InvalidRequest if there are fewer."""
+        self._check_open()
+        if not 0 <= length <= self._length:
+            raise InvalidRequest(f"There are {self._length} characters, of which {length} cannot be kept.")
+        if length < self._length:
+            self._buffer.truncate(self._buffer.seek(length))
+            self._length = length
+            self._forget()
+            self._given_up = False
+            self._settle()
+
+    def clear(self) -> None:
+        """Empty it."""
+        self.truncate(0)
+
+    async def commit(self) -> OpenPrompt:
+        """The prompt as it was written, for ``ChatService.create``, and the end of the buffer.
+
+        A piece of it that the engine is reading is waited for, no longer than a step; one that it has not begun is
+        dropped.
+        """
+        self._check_open()
+        prompt = _with_text(self._prompt, self.text)
+        self.close()
+        if self._stopped is not None:
+            await self._stopped.wait()
+        return prompt
+
+    def close(self) -> None:
+        """Read no more of it. Safe to call twice."""
+        if self._closed:
+            return
+        self._closed = True
+        self._ahead.leave(self)
+        self._forget()
+        if self._reading is not None:
+            self._stopped = asyncio.Event()
+            self._ahead.reader.cancel(self._reading, self._stopped.set)
+        self._ahead.go_on()
+
+    def begin(self, until: int) -> Reading:
+        """The piece of it up to ``until``, which is on its way to the engine now."""
+        edits = self._edits
+
+        def on_progress(read: int) -> None:
+            if edits == self._edits:
+                self.has_read(read)
+
+        self._reading = Reading(self.ids, until, self.read, until - self.read, on_progress, self._on_end)
+        return self._reading
+
+    def has_read(self, tokens: int) -> None:
+        self.read = tokens
+        if self._on_prefilled is not None:
+            self._on_prefilled(len(self.ids), tokens)
+
+    def give_up(self) -> None:
+        """Read it no further as it stands."""
+        self._given_up = True
+        self._ahead.leave(self)
+        self._forget()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RuntimeError("the buffer was committed or closed")
+
+    def _forget(self) -> None:
+        self._settled, self.read = None, 0
+        self._edits += 1
+
+    def _on_end(self, failure: Update | None) -> None:
+        self._reading = None
+        if failure is not None:
+            self.give_up()
+
+    def _settle_if_worth(self) -> None:
+        if self._length - self._settled_length >= max(_WORTH, self._length // 256):
+            self._settle()
+
+    def _settle(self) -> None:
+        """Work out which ids are settled, unless that is being done already; it is looked at again after that."""
+        if self._closed or self._given_up or self._encoding or not self._ahead.enter(self):
+            return
+        prompt, before = _with_text(self._prompt, self.text), self._settled
+        self._settled_length = self._length
+        if self._around + self._length < ENCODE_INLINE:
+            self._take(self._ahead.intake.settled(prompt, before))
+            return
+        self._encoding = True
+        work = partial(self._ahead.intake.settled, prompt, before)
+        future = asyncio.get_running_loop().run_in_executor(self._ahead.encoders, work)
+        future.add_done_callback(partial(self._on_encoded, self._edits))
+
+    def _on_encoded(self, edits: int, done: asyncio.Future[Settled | None]) -> None:
+        self._encoding = False
+        if done.cancelled() or self._closed:
+            return
+        if edits != self._edits:
+            self._settle()
+        else:
+            self._take(done.result())
+            self._settle_if_worth()
+
+    def _take(self, settled: Settled | None) -> None:
+        if settled is None:
+            self.give_up()
+            return
+        if list(settled.ids[: len(self.ids)]) != list(self.ids):
+            self._forget()
+        self._settled = settled
+        self._ahead.go_on()
+
+
+def _text_of(prompt: OpenPrompt) -> str:
+    return prompt.text if isinstance(prompt, TextPrompt) else prompt.messages[-1].content
+
+
+def _with_text(prompt: OpenPrompt, text: str) -> OpenPrompt:
+    if isinstance(prompt, TextPrompt):
+        return TextPrompt(text)
+    *earlier, last = prompt.messages
+    return replace(prompt, messages=(*earlier, replace(last, content=text)))

@@ -1,0 +1,274 @@
+"""The asynchronous client against a real server."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from causerie.chat.service import ChatService
+from causerie.client import AsyncAnswer, AsyncClient, Patience
+from causerie.config import Settings
+from causerie.errors import (
+    Cancelled,
+    ConfigError,
+    ConnectionLost,
+    ContextLengthExceeded,
+    ConversationNotFound,
+    EngineError,
+    InvalidKey,
+    InvalidRequest,
+    Overloaded,
+    PreviousResponseNotFound,
+    UnsupportedParameter,
+)
+from causerie.keys import hash_of, new_key
+from causerie.types import FinishReason, Usage
+from causerie.web.server import bind
+from tests.support.http import send
+from tests.support.server import running_server
+from tests.support.service import Permits, endless, says, service_with, until, until_idle
+
+ANSWER = "Ein Löwe 🦁 läuft durch den Wald."
+WAYS = ("text", "chat")
+QUICK = Patience(connect=5, silence=20, reconnect=1)
+
+
+@asynccontextmanager
+async def client_of(service: ChatService, **options: Any) -> AsyncIterator[AsyncClient]:
+    async with (
+        asyncio.timeout(30),
+        running_server(service) as url,
+        AsyncClient(url, patience=QUICK, **options) as client,
+    ):
+        yield client
+
+
+def recalling() -> ChatService:
+    """Answers with all that it was told."""
+    return service_with(lambda prompt: [byte for byte in prompt if byte < 256])
+
+
+async def test_text_comes_in_pieces() -> None:
+    async with client_of(service_with(says(ANSWER), step_seconds=0.002)) as client:
+        answer = client.text("Hi", max_tokens=400, temperature=0, stop=["@", "$"], ignore_eos=False)
+        assert (answer.finish_reason, answer.usage) == (None, None)
+        pieces = [piece async for piece in answer]
+        assert len(pieces) > 1 and all(pieces) and "".join(pieces) == ANSWER
+        assert answer.finish_reason is FinishReason.STOP
+        assert answer.usage is not None and answer.usage.completion_tokens == len(ANSWER.encode()) + 1
+        assert await answer.read() == ""
+
+
+async def test_an_answer_that_met_its_limit_says_so() -> None:
+    async with client_of(service_with(endless)) as client:
+        text = client.text("Hi", max_tokens=5)
+        assert (await text.read(), text.finish_reason) == ("aaaaa", FinishReason.LENGTH)
+        chat = await client.chat(max_tokens=5).send("Hi")
+        assert (await chat.read(), chat.finish_reason) == ("aaaaa", FinishReason.LENGTH)
+        assert text.usage == chat.usage != Usage()
+
+
+async def test_a_chat_knows_what_was_said_before() -> None:
+    async with client_of(recalling()) as client:
+        chat = client.chat(instructions="Be kind.")
+        assert "My name is Ada." in await (await chat.send("My name is Ada.")).read()
+        second = await chat.send("Who am I?")
+        said = await second.read()
+        assert "My name is Ada." in said and "Who am I?" in said and "Be kind." in said
+        assert chat.last == second.id is not None
+        other = client.chat(after=chat.last)
+        assert "Who am I?" in await (await other.send("Still?")).read()
+        assert "Ada" not in await (await client.chat().send("Who?")).read()
+
+
+async def test_a_conversation_is_found_again_by_its_id() -> None:
+    async with client_of(recalling()) as client:
+        id_ = await client.create_conversation({"topic": "names"})
+        chat = client.chat(conversation=id_)
+        for _ in range(3):  # Each begins as soon as the last has ended.
+            await (await chat.send("My name is Ada.")).read()
+        assert "My name is Ada." in await (await client.chat(conversation=id_).send("Who am I?")).read()
+
+
+async def ask(client: AsyncClient, way: str, **sampling: Any) -> AsyncAnswer:
+    return client.text("Hi", **sampling) if way == "text" else await client.chat(**sampling).send("Hi")
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_a_cancelled_answer_ends_with_what_it_had_said(way: str) -> None:
+    service = service_with(endless, step_seconds=0.002)
+    async with client_of(service) as client:
+        answer = await ask(client, way, max_tokens=8000)
+        first = await anext(answer)
+        await answer.cancel()
+        await until_idle(service)
+        assert set(first + await answer.read()) == {"a"}
+        assert answer.finish_reason is FinishReason.CANCELLED
+        await answer.cancel()
+
+
+async def test_leaving_the_block_frees_the_slot() -> None:
+    service = service_with(endless, step_seconds=0.002)
+    async with client_of(service) as client:
+        async with client.text("Hi", max_tokens=8000) as answer:
+            await anext(answer)
+        await until_idle(service)
+        async with await client.chat(max_tokens=8000).send("Hi"):
+            await until(lambda: service.running)
+        await until_idle(service)
+        async with client.text("Hi"):
+            pass
+        assert not service.running
+
+
+async def test_closing_the_client_stops_what_still_comes() -> None:
+    service = service_with(endless, step_seconds=0.002)
+    async with asyncio.timeout(30), running_server(service) as url:
+        async with AsyncClient(url) as client:
+            answers = [await ask(client, way, max_tokens=8000) for way in WAYS]
+            for answer in answers:
+                await anext(answer)
+        await until_idle(service)
+
+
+async def test_a_new_turn_interrupts_the_answer_and_what_it_said_is_remembered() -> None:
+    def script(prompt: Any) -> Any:
+        said = bytes(byte for byte in prompt if byte < 256)
+        return said if b"Stop" in said else endless(prompt)
+
+    service = service_with(script, step_seconds=0.002)
+    async with client_of(service) as client:
+        chat = client.chat()
+        first = await chat.send("Count")
+        heard = await anext(first)
+        second = await chat.send("Stop")
+        heard += await first.read()
+        assert heard and set(heard) == {"a"} and first.finish_reason is FinishReason.CANCELLED
+        assert f"assistant\n{heard}" in await second.read()
+
+
+async def test_somebody_elses_cancelling_is_an_error() -> None:
+    service = service_with(endless, step_seconds=0.002)
+    async with client_of(service) as client:
+        answer = await client.chat(max_tokens=8000).send("Hi")
+        await anext(answer)
+        response = await send(client.url, "POST", f"/v1/responses/{answer.id}/cancel")
+        assert await response.head() == 200
+        with pytest.raises(Cancelled):
+            await answer.read()
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_a_read_that_runs_out_of_time_loses_nothing(way: str) -> None:
+    permits = Permits()
+    permits.give(8)
+    async with client_of(service_with(says(ANSWER), permits=permits.semaphore)) as client:
+        answer = await ask(client, way)
+        heard = await anext(answer)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.2):
+                while True:
+                    heard += await anext(answer)
+        permits.give(100)
+        assert heard + await answer.read() == ANSWER
+
+
+async def test_refusals_are_the_servers_errors() -> None:
+    settings = Settings(engine="scripted", max_waiting=0)
+    service = service_with(endless, settings=settings, max_sequences=1, step_seconds=0.002)
+    async with client_of(service) as client:
+        with pytest.raises(InvalidRequest) as refused:
+            await client.text("Hi", temperature=-1).read()
+        assert refused.value.param == "temperature" and refused.value.request_id
+        with pytest.raises(InvalidRequest):
+            await client.chat(temperature=-1).send("Hi")
+        with pytest.raises(PreviousResponseNotFound):
+            await client.chat(after="resp_none").send("Hi")
+        with pytest.raises(ConversationNotFound):
+            await client.chat(conversation="conv_none").send("Hi")
+        with pytest.raises(ContextLengthExceeded):
+            await client.text("Hi" * 8000).read()
+        async with client.text("Hi", max_tokens=8000) as answer:
+            await anext(answer)
+            with pytest.raises(Overloaded) as full:
+                await client.text("Hi").read()
+            assert full.value.retry_after >= 1
+
+
+async def test_what_the_engine_cannot_do_is_refused_by_name() -> None:
+    async with client_of(service_with(says("x"), parameters=frozenset({"max_tokens"}))) as client:
+        with pytest.raises(UnsupportedParameter) as refused:
+            await client.text("Hi", top_k=3).read()
+        assert refused.value.param == "top_k"
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_a_failure_in_mid_answer_is_raised_each_time(way: str) -> None:
+    def breaks(prompt: Any) -> Any:
+        yield from b"abc"
+        raise RuntimeError("broken")
+
+    async with client_of(service_with(breaks, step_seconds=0.002)) as client:
+        answer = await ask(client, way)
+        for _ in range(2):
+            with pytest.raises(EngineError):
+                await answer.read()
+        assert answer.finish_reason is None
+
+
+async def test_a_key_comes_from_the_argument_or_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    key = new_key()
+    settings = Settings(engine="scripted", api_keys={"ada": hash_of(key.encode())})
+    service = service_with(says(ANSWER), settings=settings)
+    async with asyncio.timeout(30), running_server(service) as url:
+        async with AsyncClient(url, api_key=key) as client:
+            assert await client.text("Hi").read() == ANSWER
+        monkeypatch.setenv("CAUSERIE_API_KEY", key)
+        async with AsyncClient(url.removeprefix("http://") + "/v1/") as client:
+            assert await client.text("Hi").read() == ANSWER
+        async with AsyncClient(url, api_key=new_key()) as client:
+            with pytest.raises(InvalidKey):
+                await client.text("Hi").read()
+    with pytest.raises(ConfigError):
+        AsyncClient(url, api_key="no key")
+
+
+async def test_nobody_there_is_said_at_once() -> None:
+    sock = bind(Settings(port=0))
+    port = sock.getsockname()[1]
+    sock.close()
+    async with asyncio.timeout(10), AsyncClient(f"127.0.0.1:{port}") as client:
+        with pytest.raises(ConnectionLost, match=f"No server answers at http://127.0.0.1:{port}"):
+            await client.text("Hi").read()
+        with pytest.raises(ConnectionLost):
+            await client.chat().send("Hi")
+
+
+@pytest.mark.parametrize("url", ["ftp://localhost:1", "localhost:port"])
+async def test_what_is_no_address_is_said(url: str) -> None:
+    with pytest.raises(ConfigError, match=r"is no (server's address|causerie server)"):
+        async with asyncio.timeout(10), AsyncClient(url) as client:
+            await client.text("Hi").read()
+
+
+def test_importing_it_is_light() -> None:
+    code = "import causerie.client, sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    heavy = {
+        "numpy",
+        "tokenizers",
+        "uvicorn",
+        "starlette",
+        "pydantic",
+        "orjson",
+        "openvino",
+        "torch",
+        "causerie.config",
+    }
+    assert set(done.stdout.split()) & heavy == set()

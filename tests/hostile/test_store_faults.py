@@ -1,0 +1,179 @@
+"""The store is full, damaged, newer, taken or gone, on real processes: a named error, and nothing that looks whole."""
+
+from __future__ import annotations
+
+import resource
+import signal
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.cli.command import SCRIPTED, causerie, one_line
+from tests.support.process import ServeProcess, serve_process
+from tests.support.served import chat_body, until
+from tests.support.stored import Stream, Streaming, ask, made, read_again, said
+
+pytestmark = pytest.mark.slow
+LONG = "x" * 1500
+"""The answer to it takes about 12 seconds."""
+BULKY = {
+    "input": [{"role": "user", "content": "y" * 3000} for _ in range(30)],
+    "truncation": "auto",
+    "max_output_tokens": 1,
+}
+"""Kept whole, however little of it the model reads."""
+
+
+def start_fails(path: Path) -> str:
+    """What a server says that cannot start on this store: one line, behind those that name the model."""
+    done = causerie("serve", *SCRIPTED, "--port", "0", "--store", str(path))
+    assert done.returncode == 1
+    introduction, error = done.stderr.splitlines(keepends=True)[:2], done.stderr.splitlines(keepends=True)[2:]
+    assert [line.split(b":")[0] for line in introduction] == [b"model", b"engine"]
+    return one_line(b"".join(error))
+
+
+def check_file(path: Path) -> None:
+    """Nothing in it is damaged, and nothing in it still counts as running."""
+    with sqlite3.connect(path) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        assert connection.execute("SELECT count(*) FROM response WHERE status IS NULL").fetchone() == (0,)
+    connection.close()
+
+
+@contextmanager
+def serving(path: Path, *options: str) -> Iterator[ServeProcess]:
+    with serve_process("--store", str(path), *options) as server:
+        yield server
+        server.signal(signal.SIGTERM)
+        assert server.status(within=20) == 0
+    check_file(path)
+
+
+def check_broken_off(stream: Stream, code: str) -> None:
+    """It ended in band, once, as failed, with what it had said."""
+    assert stream.whole and stream.end["status"] == "failed" and stream.end["error"]["type"] == code, stream.end
+    assert said(stream.end) == stream.text
+
+
+def check_others_are_served(server: ServeProcess) -> None:
+    """Those who keep nothing notice nothing."""
+    assert ask(server, "POST", "/v1/chat/completions", chat_body("Hi")).status == 200
+    assert ask(server, "POST", "/v1/responses", {"input": "Hi", "store": False}).status == 200
+
+
+def check_kept_as_failed(server: ServeProcess, stream: Stream) -> None:
+    """Once the store takes something again, it has the response as the client saw it end."""
+    until(lambda: ask(server, "GET", f"/v1/responses/{stream.id}").json() == stream.end, within=40)
+    assert read_again(server, stream.id).events[-1] == stream.events[-1]
+
+
+def test_damaged_newer_and_foreign_files_stop_the_start_with_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "responses.sqlite3"
+    with serving(path) as server:
+        made(server, "/v1/responses", input="Hi")
+    whole = path.read_bytes()
+    path.write_bytes(b"no database at all, " * 500)
+    assert "damaged" in start_fails(path)
+    path.write_bytes(whole[: len(whole) // 2])
+    assert "damaged" in start_fails(path)
+    path.write_bytes(whole[:4096] + b"\x55" * (len(whole) - 4096))
+    assert "damaged" in start_fails(path)
+    path.write_bytes(whole)
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA user_version = 99")
+    connection.close()
+    assert "newer causerie (schema 99" in start_fails(path)
+    (tmp_path / "folder").mkdir()
+    assert "--store" in start_fails(tmp_path / "folder")
+
+
+def test_a_second_server_is_kept_out_and_the_first_does_not_notice(tmp_path: Path) -> None:
+    path = tmp_path / "responses.sqlite3"
+    with serving(path) as server:
+        running = Streaming(server, input="x" * 100)
+        running.begun()
+        assert "Another process uses this store" in start_fails(path)
+        assert running.finish().end["status"] == "completed"
+
+
+def test_a_full_store_refuses_by_name_and_takes_more_when_there_is_room(tmp_path: Path) -> None:
+    path = tmp_path / "responses.sqlite3"
+    with serving(path, "--store-max-gib", "0.0009765625") as server:
+        talk = made(server, "/v1/conversations")["id"]
+        kept = []
+        while (answer := ask(server, "POST", "/v1/responses", BULKY)).status == 200:
+            kept.append(answer.json()["id"])
+        assert answer.status == 507 and answer.error["code"] == "store_full"
+        check_others_are_served(server)
+        assert ask(server, "DELETE", f"/v1/responses/{kept.pop()}").status == 200
+        streams = [Streaming(server, input=LONG) for _ in range(23)]
+        streams.append(Streaming(server, input=LONG, conversation=talk))
+        failed = [stream.finish() for stream in streams]
+        for stream in failed:
+            check_broken_off(stream, "store_full")
+        assert ask(server, "POST", "/v1/responses", {"input": "Hi", "conversation": talk}).status in (409, 507)
+        for id_ in kept:
+            assert ask(server, "DELETE", f"/v1/responses/{id_}").status == 200
+        for stream in failed:
+            check_kept_as_failed(server, stream)
+        assert made(server, "/v1/responses", input="Hi", conversation=talk)["status"] == "completed"
+
+
+def test_a_disk_that_takes_no_more_ends_streams_truthfully_until_it_does(tmp_path: Path) -> None:
+    """The kernel refuses to let the server's files grow, as a full disk or a quota does."""
+    path = tmp_path / "responses.sqlite3"
+    with serving(path) as server:
+        talk = made(server, "/v1/conversations")["id"]
+        before = made(server, "/v1/responses", input="Hi")
+        running = [Streaming(server, input=LONG), Streaming(server, input=LONG, conversation=talk)]
+        for stream in running:
+            stream.begun()
+        _, hard = resource.prlimit(server.pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(server.pid, resource.RLIMIT_FSIZE, (1024, hard))
+        for stream in running:
+            check_broken_off(stream.finish(), "store_unavailable")
+        check_others_are_served(server)
+        refused = ask(server, "POST", "/v1/responses", {"input": "Hi"})
+        assert refused.status == 503 and refused.error["code"] == "store_unavailable"
+        assert ask(server, "GET", f"/v1/responses/{before['id']}").json() == before
+        resource.prlimit(server.pid, resource.RLIMIT_FSIZE, (hard, hard))
+        for stream in running:
+            check_kept_as_failed(server, stream.stream)
+        assert made(server, "/v1/responses", input="Hi", conversation=talk)["status"] == "completed"
+
+
+def test_a_folder_that_goes_away_and_comes_back(tmp_path: Path) -> None:
+    folder, away = tmp_path / "store", tmp_path / "away"
+    path = folder / "responses.sqlite3"
+    with serving(path) as server:
+        running = Streaming(server, input=LONG)
+        running.begun()
+        folder.rename(away)
+        check_broken_off(running.finish(), "store_unavailable")
+        check_others_are_served(server)
+        refused = ask(server, "POST", "/v1/responses", {"input": "Hi", "stream": True})
+        assert refused.status == 503 and refused.error["code"] == "store_unavailable"
+        assert str(tmp_path) not in refused.error["message"]
+        away.rename(folder)
+        check_kept_as_failed(server, running.stream)
+        made(server, "/v1/responses", input="Hi")
+
+
+def test_a_file_that_was_deleted_is_told_and_a_restart_begins_anew(tmp_path: Path) -> None:
+    path = tmp_path / "responses.sqlite3"
+    with serve_process("--store", str(path)) as server:
+        running = Streaming(server, input=LONG)
+        running.begun()
+        for file in tmp_path.iterdir():
+            file.unlink()
+        check_broken_off(running.finish(), "store_unavailable")
+        assert "Restart the server" in running.stream.end["error"]["message"]
+        check_others_are_served(server)
+        server.signal(signal.SIGTERM)
+        assert server.status(within=20) == 0
+    with serving(path) as server:
+        made(server, "/v1/responses", input="Hi")

@@ -102,10 +102,12 @@ async def typing(client: AsyncClient) -> None:
             print(f"\r  Another one is being typed: {done:,} of {len(text):,} characters", end="", flush=True)
         await asyncio.sleep(KEYSTROKES)
     tell("" if sys.stdout.isatty() else f"Another one is being typed, {len(text):,} characters.")
+    settled, read = chat.prefilled or (0, 0)
     begun = time.perf_counter()
     typed_ms = await first_token(await chat.send(), begun)
-    read = chat.prefilled[1] if chat.prefilled else 0
-    tell(f"Enter. The first token comes after {typed_ms:,.0f} ms: {read:,} tokens had been read by then.")
+    tell(
+        f"Enter. The first token comes after {typed_ms:,.0f} ms: {read:,} of {settled:,} tokens had been read by then."
+    )
 
 
 async def interrupting(client: AsyncClient) -> None:

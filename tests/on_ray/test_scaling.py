@@ -100,5 +100,5 @@ def test_responses_are_kept_in_memory_or_in_redis() -> None:
     cases: list[tuple[dict[str, str], str]] = [({}, ":memory:"), (shared, "redis://host")]
     for given, store in cases:
         front = build({"engine": "scripted"} | given)._bound_deployment
-        _, settings, *_ = front.init_args
-        assert settings["store"] == store
+        arguments: tuple[Any, ...] = front.init_args
+        assert arguments[1]["store"] == store

@@ -176,7 +176,7 @@ def test_each_runtime_is_known_to_its_own_engine_only() -> None:
         ("streamers.py", "import torch", False),
         ("streamers.py", "def f():\n    import torch", True),
         ("web/app.py", "import ray", False),
-        ("ray/app.py", "from ray import serve", True),
+        ("ray/application.py", "from ray import serve", True),
     ],
 )
 def test_the_rule_knows_whose_a_runtime_is(file: str, source: str, allowed: bool) -> None:

@@ -54,6 +54,31 @@ def test_kv_tokens_bound_what_runs_and_nobody_overtakes_a_large_request() -> Non
     assert granted == ["first", "large", "small"]
 
 
+def test_a_house_that_grows_lets_those_in_who_wait_and_one_that_shrinks_throws_nobody_out() -> None:
+    house, granted = admission(sequences=1, waiting=5), list[str]()
+    first = enter(house, granted, "a")
+    second = enter(house, granted, "b", kv_tokens=100)
+    house.resize(max_sequences=2, kv_tokens=200)
+    assert granted == ["a", "b"]
+    house.resize(max_sequences=1, kv_tokens=100)
+    enter(house, granted, "c")
+    first.release()
+    assert granted == ["a", "b"]
+    second.release()
+    assert granted == ["a", "b", "c"]
+
+
+def test_one_that_was_promised_a_place_in_a_larger_house_gets_it_alone() -> None:
+    house, granted = admission(sequences=8, waiting=5), list[str]()
+    first = enter(house, granted, "a", sequences=8)
+    enter(house, granted, "large", sequences=8)
+    house.resize(max_sequences=4, kv_tokens=100)
+    first.release()
+    assert granted == ["a", "large"]
+    with pytest.raises(InvalidRequest, match="at most 4"):
+        enter(house, granted, "later", sequences=8)
+
+
 def test_one_that_is_still_tokenising_is_passed_by() -> None:
     house, granted = admission(sequences=1, waiting=5), list[str]()
     slow = house.enter()

@@ -218,7 +218,8 @@ def test_without_a_hub_one_line_says_what_to_do(cluster: RayCluster, name: str, 
                     chat.recv(timeout=30)
         else:
             answer = requests.post(f"{bot.url}/?prompt=Hi", timeout=30)
-            assert answer.status_code == 500 and "build model=default" in answer.text
+            assert answer.status_code == 503 and "build model=default" in answer.text
+            assert answer.text.count("\n") == 1
 
 
 @pytest.mark.parametrize("name", BOTS)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from ray.serve.schema import HTTPOptionsSchema, ServeApplicationSchema, ServeDep
 
 from causerie.keys import hash_of, new_key
 from causerie.ray import build
+from tests.support.ray_cluster import SERVE as SERVE_COMMAND
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -69,6 +72,21 @@ def test_the_application_takes_its_arguments_and_has_the_deployments_that_are_na
         assert app["import_path"] == f"{build.__module__.rpartition('.')[0]}:{build.__name__}"
         build({**app["args"], "api_keys_file": str(keys)})
         assert {deployment["name"] for deployment in app.get("deployments", ())} <= {"Ingress", "Engine"}
+
+
+def test_serve_build_writes_a_config_that_serve_deploy_takes(tmp_path: Path) -> None:
+    file = tmp_path / "built.yaml"
+    command = [str(SERVE_COMMAND), "build", "causerie.ray:app", "-o", str(file)]
+    environment = {**os.environ, "CAUSERIE_MAX_BATCH_SIZE": "8"}
+    subprocess.run(command, env=environment, capture_output=True, timeout=60, check=True)
+    config = yaml.safe_load(file.read_text())
+    ServeDeploySchema.model_validate(config)
+    (app,) = config["applications"]
+    assert app["import_path"] == "causerie.ray:app"
+    assert {one["name"]: one["max_ongoing_requests"] > 8 for one in app["deployments"]} == {
+        "Engine": True,
+        "Ingress": True,
+    }
 
 
 @both

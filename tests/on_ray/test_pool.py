@@ -3,66 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 
 import pytest
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 
 from causerie.engines.base import EndReason, Update
 from causerie.engines.scripted import ScriptedEngine
-from causerie.ray.engine import TRIES, Begun, PooledEngine
+from causerie.ray.engine import TRIES, PooledEngine
 from causerie.ray.replica import EngineHost
 from causerie.types import SamplingParams
+from tests.on_ray.pool import Replica, Replicas
 from tests.support.service import endless, says, until
 
 ASKED = SamplingParams(max_tokens=40, temperature=0.0)
-
-
-class Replica:
-    """A host, and how a stream of it fails, if it does."""
-
-    def __init__(self, name: str, host: EngineHost) -> None:
-        self.name = name
-        self.host = host
-        self.fails_after: int | None = None
-        self.served: list[list[int]] = []
-
-    async def stream(self, prompt: Sequence[int], sampling: SamplingParams) -> AsyncIterator[Begun | list[Update]]:
-        if self.fails_after == 0:
-            raise RayError
-        self.served.append(list(prompt))
-        yield Begun(self.name)
-        count = 0
-        async for updates in self.host.generate("ingress", prompt, sampling):
-            yield updates
-            count += len(updates)
-            if self.fails_after is not None and count >= self.fails_after:
-                raise RayError
-
-
-class Stream:
-    def __init__(self, items: AsyncIterator[Begun | list[Update]]) -> None:
-        self._items = items
-
-    def __aiter__(self) -> AsyncIterator[Begun | list[Update]]:
-        return self._items
-
-    def cancel(self) -> None:
-        """Ray cancels the task that runs it."""
-
-
-class Replicas:
-    """A ``Pool`` that takes its replicas in turn, unless one is preferred."""
-
-    def __init__(self, *replicas: Replica) -> None:
-        self.replicas = list(replicas)
-        self.asked = 0
-
-    def generate(self, preferred: str, prompt: Sequence[int], sampling: SamplingParams) -> Stream:
-        named = [replica for replica in self.replicas if replica.name == preferred]
-        replica = named[0] if named else self.replicas[self.asked % len(self.replicas)]
-        self.asked += 1
-        return Stream(replica.stream(prompt, sampling))
 
 
 class Desk:
@@ -91,7 +45,7 @@ async def replicas() -> AsyncIterator[Callable[..., Replicas]]:
     def make(*names: str, script: object = None) -> Replicas:
         for name in names:
             engine = ScriptedEngine(script or says("Hello."), step_seconds=0.002, kv_tokens=4096)  # type: ignore[arg-type]
-            host = EngineHost(engine, prefill_piece=32, is_gone=lambda _: False)
+            host = EngineHost(engine, prefill_piece=32, is_gone=lambda _: False, linger_seconds=0.05)
             made.append(host)
             starts.append(Replica(name, host))
         return Replicas(*starts)
@@ -153,7 +107,7 @@ async def test_stop_ends_what_runs(replicas: Callable[..., Replicas]) -> None:
 
 async def test_one_that_had_not_begun_goes_to_another(replicas: Callable[..., Replicas]) -> None:
     desk = await started(replicas("a", "b"))
-    desk.pool.replicas[0].fails_after = 0
+    desk.pool.replicas[0].dies_after = 0
     desk.engine.submit(1, [1, 2], ASKED)
     assert (await desk.end(1)).ended is EndReason.STOP
     assert desk.said(1) == b"Hello."
@@ -162,7 +116,7 @@ async def test_one_that_had_not_begun_goes_to_another(replicas: Callable[..., Re
 
 async def test_one_that_had_begun_ends_as_failed_and_is_not_generated_again(replicas: Callable[..., Replicas]) -> None:
     desk = await started(replicas("a", "b"))
-    desk.pool.replicas[0].fails_after = 2
+    desk.pool.replicas[0].dies_after = 2
     desk.engine.submit(1, [1, 2], ASKED)
     end = await desk.end(1)
     assert end.ended is EndReason.ERROR
@@ -172,9 +126,59 @@ async def test_one_that_had_begun_ends_as_failed_and_is_not_generated_again(repl
     assert desk.pool.replicas[1].served == []
 
 
+async def test_all_that_an_engine_had_begun_fail_with_it_and_each_once(replicas: Callable[..., Replicas]) -> None:
+    desk = await started(replicas("a", script=endless))
+    for number in range(5):
+        desk.engine.submit(number, [number], SamplingParams(max_tokens=700))
+    await until(lambda: all(desk.said(number) for number in range(5)))
+    desk.pool.replicas[0].die()
+    assert {(await desk.end(number)).ended for number in range(5)} == {EndReason.ERROR}
+    assert desk.pool.asked == 5
+
+
+async def test_what_was_in_a_channel_that_is_lost_is_missed_and_said_to_be(replicas: Callable[..., Replicas]) -> None:
+    desk = await started(replicas("a", script=endless))
+    desk.engine.submit(1, [1], SamplingParams(max_tokens=4000))
+    await until(lambda: desk.said(1))
+    desk.pool.replicas[0].channels[0].break_off(RayError())
+    assert (await desk.end(1)).ended is EndReason.ERROR
+    await until(lambda: b"engine_sequences_running 0.0" in desk.pool.replicas[0].host.metrics())
+
+
+async def test_nobody_reads_on_in_a_channel_that_is_lost(replicas: Callable[..., Replicas]) -> None:
+    desk = await started(replicas("a", script=endless))
+    desk.engine.submit(1, [1], SamplingParams(max_tokens=700))
+    await until(lambda: desk.said(1))
+    desk.pool.replicas[0].channels[0].break_off(RayError(), deaf=True)
+    assert (await desk.end(1)).ended is EndReason.ERROR
+    desk.engine.submit(2, [1], SamplingParams(max_tokens=100))
+    assert (await desk.end(2)).ended is EndReason.LENGTH
+    assert sum(len(update.ids) for update in desk.updates if update.sequence == 2) == 100
+
+
+async def test_a_channel_ends_when_nothing_runs_and_opens_again(replicas: Callable[..., Replicas]) -> None:
+    desk = await started(replicas("a"))
+    channels = desk.pool.replicas[0].channels
+    for number in range(3):
+        desk.engine.submit(number, [number], ASKED)
+        await desk.end(number)
+        assert desk.said(number) == b"Hello."
+        await until(lambda: channels[-1].ended)
+    assert len(channels) == 3
+
+
+async def test_a_fault_of_the_engines_own_code_is_not_tried_elsewhere(replicas: Callable[..., Replicas]) -> None:
+    desk = await started(replicas("a", "b"))
+    desk.pool.replicas[0].dies_after = 0
+    desk.pool.replicas[0].error = RayTaskError("generate", "a traceback", ValueError("no"))  # type: ignore[no-untyped-call]
+    desk.engine.submit(1, [1, 2], ASKED)
+    assert (await desk.end(1)).ended is EndReason.ERROR
+    assert desk.pool.asked == 1
+
+
 async def test_with_no_engine_left_it_gives_up(replicas: Callable[..., Replicas]) -> None:
     desk = await started(replicas("a"))
-    desk.pool.replicas[0].fails_after = 0
+    desk.pool.replicas[0].dies_after = 0
     desk.engine.submit(1, [1, 2], ASKED)
     assert (await desk.end(1)).ended is EndReason.ERROR
     assert desk.pool.asked == TRIES
@@ -208,16 +212,18 @@ async def test_a_host_queues_what_its_cache_cannot_hold_at_once(replicas: Callab
 
 async def test_what_a_process_that_is_gone_had_asked_for_is_cancelled() -> None:
     engine = ScriptedEngine(endless, step_seconds=0.002)
-    host = EngineHost(engine, prefill_piece=32, is_gone=lambda caller: caller == "gone", check_seconds=0.05)
+    host = EngineHost(
+        engine, prefill_piece=32, is_gone=lambda caller: caller == "gone", check_seconds=0.05, linger_seconds=0.05
+    )
     await host.start()
 
-    async def follow(caller: str, tokens: int) -> list[Update]:
-        sampling = SamplingParams(max_tokens=tokens)
-        return [update async for updates in host.generate(caller, [1], sampling) for update in updates]
+    def ask(caller: str, tokens: int) -> asyncio.Task[None]:
+        return asyncio.create_task(host.generate(caller, 1, 1, [1], SamplingParams(max_tokens=tokens)))
 
-    gone, there = asyncio.create_task(follow("gone", 4000)), asyncio.create_task(follow("there", 200))
-    assert (await gone)[-1].ended is EndReason.CANCELLED
-    assert (await there)[-1].ended is EndReason.LENGTH
+    gone, there = ask("gone", 4000), ask("there", 200)
+    said = [gain async for gains in host.gains("there", 1) for gain in gains]
+    assert said[-1].ended is EndReason.LENGTH
+    await asyncio.gather(gone, there)
     await until(lambda: b"engine_sequences_running 0.0" in host.metrics())
     await host.stop()
 

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
-import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -19,22 +15,19 @@ from websockets.sync.client import connect
 from websockets.typing import Subprotocol
 
 from causerie.keys import hash_of, new_key
+from tests.on_ray.product import deploy, kill, pids, replicas, socket_url, story
 from tests.support.ray_cluster import EXAMPLES, SERVE, Bot, RayCluster, serve_run, until
 from tests.support.scenarios import FINISHED, SCENARIOS, Scenario, converse, until_nothing_runs
 
 pytestmark = [pytest.mark.model, pytest.mark.slow]
 
 
-@pytest.fixture(scope="module")
-def cluster(default_folder: object) -> Iterator[RayCluster]:
-    cluster = RayCluster(cpus=4)
-    yield cluster
-    cluster.close()
+ARGUMENTS = ("engines=2", "max_batch_size=16", "max_waiting=4", "shutdown_deadline=120")
 
 
 @pytest.fixture(scope="module")
-def product(cluster: RayCluster) -> Iterator[Bot]:
-    with serve_run(cluster, "causerie.ray:build", "engines=2", "max_batch_size=16", "max_waiting=4") as product:
+def product(cluster: RayCluster, default_folder: object) -> Iterator[Bot]:
+    with serve_run(cluster, "causerie.ray:build", *ARGUMENTS) as product:
         product.ready()
         yield product
 
@@ -47,29 +40,9 @@ def url(product: Bot) -> Iterator[str]:
     yield product.url
 
 
-def replicas(url: str, metric: str, headers: dict[str, str] | None = None) -> dict[str, float]:
-    """What each replica says of a metric."""
-    page = requests.get(f"{url}/metrics", headers=headers, timeout=20).text
-    found = re.findall(rf'^causerie:{metric}{{.*?replica="(\w+)"}} (\S+)$', page, re.MULTILINE)
-    return {replica: float(value) for replica, value in found}
-
-
-def pids(cluster: RayCluster, deployment: str) -> list[int]:
-    found = []
-    for pid in cluster.processes():
-        title = Path(f"/proc/{pid}/cmdline").read_bytes()
-        if f"ServeReplica:default:{deployment}".encode() in title:
-            found.append(pid)
-    return found
-
-
 @pytest.mark.parametrize("scenario", SCENARIOS.values(), ids=SCENARIOS)
 def test_scenario(url: str, scenario: Scenario) -> None:
     scenario(url)
-
-
-def story(url: str, tokens: int = 4000) -> requests.Response:
-    return requests.post(f"{url}/?max_tokens={tokens}&ignore_eos=true", data="Hi", stream=True, timeout=60)
 
 
 def test_metrics_of_all_replicas_are_on_one_page(url: str, cluster: RayCluster) -> None:
@@ -78,6 +51,7 @@ def test_metrics_of_all_replicas_are_on_one_page(url: str, cluster: RayCluster) 
 
 
 def test_too_many_are_refused_as_in_one_process(url: str) -> None:
+    """Case 9."""
     with ThreadPoolExecutor(40) as pool:
         answers = list(pool.map(lambda _: story(url, 60), range(40)))
     full = [answer for answer in answers if answer.status_code == 429]
@@ -109,27 +83,11 @@ def test_full_engines_still_say_how_they_are(url: str) -> None:
 
 
 def test_a_message_over_the_limit_closes_the_socket_also_where_the_proxy_lets_it_through(url: str) -> None:
-    with connect(url.replace("http", "ws", 1), max_size=None) as chat:
+    with connect(socket_url(url), max_size=None) as chat:
         chat.send("x" * 2**20 + "x")
         with pytest.raises(ConnectionClosed) as closed:
             chat.recv(20)
     assert closed.value.rcvd is not None and closed.value.rcvd.code == 1009
-
-
-def test_200_clients_that_leave_at_once_leak_nothing(url: str) -> None:
-    host, port = url.removeprefix("http://").split(":")
-    body = b"Tell me a story."
-    head = f"POST /?max_tokens=2000&ignore_eos=true HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(body)}\r\n\r\n"
-
-    def come_and_go(number: int) -> None:
-        with socket.create_connection((host, int(port))) as client:
-            client.sendall(head.encode() + body)
-            time.sleep(number % 10 / 50)
-
-    with ThreadPoolExecutor(20) as pool:
-        list(pool.map(come_and_go, range(200)))
-    until_nothing_runs(url, 5)
-    assert story(url, 5).text
 
 
 def test_a_conversation_goes_on_where_its_prefix_is(url: str) -> None:
@@ -140,14 +98,41 @@ def test_a_conversation_goes_on_where_its_prefix_is(url: str) -> None:
     assert sum(reused.values()) > 0.6 * sum(grown.values())
 
 
+def first_text_after(url: str, prompt: str) -> float:
+    """Seconds to the first text of a completion, all of which is read."""
+    body = {"prompt": prompt, "max_tokens": 4, "ignore_eos": True, "stream": True}
+    begin = time.monotonic()
+    with requests.post(f"{url}/v1/completions", json=body, stream=True, timeout=60) as answer:
+        lines = answer.iter_lines()
+        next(line for line in lines if line.startswith(b"data:"))  # Before it, perhaps, a sign of life.
+        seconds = time.monotonic() - begin
+        assert [line for line in lines if line][-1] == b"data: [DONE]"
+    return seconds
+
+
+def test_what_was_read_is_found_again_by_the_time_of_the_first_token_and_its_engine_can_be_spared(
+    url: str, cluster: RayCluster
+) -> None:
+    prompt = "".join(f"Line {number} of a long story. " for number in range(220))
+    before = replicas(url, "engine_prompt_tokens")
+    cold = first_text_after(url, prompt)
+    given = {replica: value - before[replica] for replica, value in replicas(url, "engine_prompt_tokens").items()}
+    assert max(given.values()) >= 1500
+    warm = [first_text_after(url, prompt + f"And {end}.") for end in ("so on", "on it goes", "that is that")]
+    assert max(warm) < cold / 2, (cold, warm)
+    kill(cluster, "Engine", max(given, key=lambda replica: given[replica]))
+    colder = first_text_after(url, prompt + "And what now?")
+    assert colder > max(warm), (colder, warm)
+
+
 def test_a_killed_engine_ends_its_streams_with_one_error_and_the_pool_recovers(url: str, cluster: RayCluster) -> None:
+    """Case 39."""
     body = {"prompt": "Once", "max_tokens": 4000, "ignore_eos": True, "stream": True}
     streams = [requests.post(f"{url}/v1/completions", json=body, stream=True, timeout=60) for _ in range(4)]
     lines = [stream.iter_lines() for stream in streams]
     for each in lines:
-        assert next(each).startswith(b"data:")
-    for pid in pids(cluster, "Engine"):
-        os.kill(pid, signal.SIGKILL)
+        next(line for line in each if line.startswith(b"data:"))
+    kill(cluster, "Engine")
     begin = time.monotonic()
     for each in lines:
         rest = [line for line in each if line]
@@ -159,14 +144,14 @@ def test_a_killed_engine_ends_its_streams_with_one_error_and_the_pool_recovers(u
 
 
 def test_a_killed_ingress_is_a_cut_that_nobody_takes_for_an_end(url: str, cluster: RayCluster) -> None:
+    """Case 39, of the process that holds the sockets."""
     stream = story(url)
     pieces = stream.iter_content(None)
     next(pieces)
-    with connect(url.replace("http", "ws", 1) + "/?ignore_eos=true&max_tokens=4000") as chat:
+    with connect(socket_url(url, "?ignore_eos=true&max_tokens=4000")) as chat:
         chat.send("Hi")
         chat.recv(60)
-        (pid,) = pids(cluster, "Ingress")
-        os.kill(pid, signal.SIGKILL)
+        kill(cluster, "Ingress")
         with pytest.raises(ConnectionClosed):
             while chat.recv(60) != FINISHED:
                 pass
@@ -195,27 +180,27 @@ def test_a_wrong_argument_is_one_line(cluster: RayCluster, argument: str, said: 
     assert "Traceback" not in done.stderr
 
 
-def update(cluster: RayCluster, *arguments: str) -> None:
-    subprocess.run(
-        [SERVE, "run", f"--address={cluster.address}", "--non-blocking", "causerie.ray:build", *arguments],
-        cwd=EXAMPLES,
-        env=cluster.environment,
-        capture_output=True,
-        timeout=90,
-        check=True,
-    )
-
-
-def test_a_rolling_update_cuts_no_stream_that_can_finish(url: str, cluster: RayCluster) -> None:
+def test_a_rolling_update_cuts_no_stream_that_can_finish_and_closes_idle_sockets(url: str, cluster: RayCluster) -> None:
+    """Case 40: a rolling update is what SIGTERM is to one process."""
     body = {"prompt": "Once", "max_tokens": 400, "ignore_eos": True, "stream": True}
     body["stream_options"] = {"include_usage": True}
-    streams = [requests.post(f"{url}/v1/completions", json=body, stream=True, timeout=60) for _ in range(4)]
     before = set(pids(cluster, "Engine") + pids(cluster, "Ingress"))
-    update(cluster, "engines=2", "max_batch_size=16", "max_waiting=4", "max_tokens=512")
-    for stream in streams:
-        lines = [line for line in stream.iter_lines() if line]
-        assert lines[-1] == b"data: [DONE]", lines[-3:]
-        assert b'"completion_tokens":400' in lines[-2]
+    with ThreadPoolExecutor(1) as pool, connect(socket_url(url)) as idle, connect(socket_url(url)) as busy:
+        streams = [requests.post(f"{url}/v1/completions", json=body, stream=True, timeout=60) for _ in range(4)]
+        busy.send("Hi")
+        busy.recv(60)
+        updated = pool.submit(deploy, cluster, "causerie.ray:build", *ARGUMENTS, "max_tokens=512")
+        for chat in (idle, busy):
+            with pytest.raises(ConnectionClosed) as closed:
+                while True:
+                    last = chat.recv(90)
+            assert closed.value.rcvd is not None and closed.value.rcvd.code == 1012
+        assert last == FINISHED
+        for stream in streams:
+            lines = [line for line in stream.iter_lines() if line]
+            assert lines[-1] == b"data: [DONE]", lines[-3:]
+            assert b'"completion_tokens":400' in lines[-2]
+        updated.result()
     until(lambda: before.isdisjoint(pids(cluster, "Engine") + pids(cluster, "Ingress")), 60)
     assert story(url, 5).text
 
@@ -225,19 +210,18 @@ def test_keys_are_asked_for_and_any_name_will_do(url: str, cluster: RayCluster, 
     file, key = tmp_path / "keys", new_key()
     file.write_text(f"alice: {hash_of(key.encode())}\n")
     file.chmod(0o600)
-    update(cluster, "engine=scripted", f"api_keys_file={file}")
+    deploy(cluster, "causerie.ray:build", "engine=scripted", f"api_keys_file={file}")
     file.unlink()
     until(lambda: requests.get(f"{url}/v1/models", timeout=20).status_code == 401, 60)
     headers = {"Authorization": f"Bearer {key}"}
     refused = requests.post(f"{url}/v1/completions", json={"prompt": "Hi"}, timeout=20)
     assert (refused.headers["www-authenticate"], refused.json()["error"]["code"]) == ("Bearer", "invalid_api_key")
     assert requests.get(f"{url}/ready", timeout=20).status_code == 200
-    socket_url = url.replace("http", "ws", 1)
     with pytest.raises(InvalidStatus) as caught:
-        connect(socket_url).close()
+        connect(socket_url(url)).close()
     assert caught.value.response.status_code == 401
     offered = [Subprotocol("causerie.chat"), Subprotocol(f"openai-insecure-api-key.{key}")]
-    with connect(socket_url, subprotocols=offered) as chat:
+    with connect(socket_url(url), subprotocols=offered) as chat:
         assert chat.subprotocol == "causerie.chat"
         chat.send("Hi")
         assert chat.recv(20)

@@ -98,6 +98,12 @@ class Admission:
         self._waiting[ticket] = None
         return ticket
 
+    def resize(self, *, max_sequences: int, kv_tokens: int) -> None:
+        """Let so much run from now on; what runs already stays."""
+        self.max_sequences = max_sequences
+        self.kv_tokens = kv_tokens
+        self._grant()
+
     def close(self) -> None:
         """Let nobody in any more; who is in stays."""
         self._closed = True
@@ -137,7 +143,8 @@ class Admission:
             # A callback may have released it, or granted it by releasing another.
             if ticket not in self._waiting:
                 continue
-            if (
+            # Where nothing runs it starts in any case: one from before a ``resize`` would wait for ever.
+            if self._running and (
                 self.sequences_running + ticket.sequences > self.max_sequences
                 or self.kv_tokens_reserved + ticket.kv_tokens > self.kv_tokens
             ):

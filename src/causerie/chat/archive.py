@@ -6,8 +6,6 @@ read from there. Both look the same to a reader.
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -22,19 +20,14 @@ from causerie.chat.response import Turn
 from causerie.chat.service import ChatService
 from causerie.chat.store import Retention, Store
 from causerie.chat.stored_reader import Kept
+from causerie.chat.sweeper import Sweeper
 from causerie.errors import (
     ConversationBusy,
     ConversationNotFound,
     PreviousResponseRunning,
     ResponseNotFound,
-    StoreError,
 )
 from causerie.types import CancelCause, GenerationRequest, OnDisconnect, PrefillProgress, Started
-
-logger = logging.getLogger("causerie.store")
-
-SWEEP_SECONDS = 600.0
-"""Between two looks at what is too old."""
 
 
 class Wanted(Protocol):
@@ -102,27 +95,21 @@ class Archive:
     def __init__(self, service: ChatService, store: Store, retention: Retention) -> None:
         self.store = store
         self._service = service
-        self._retention = retention
         self._journal = Journal(store)
         self._runner = uuid.uuid4().hex
         self._memory = Memory()
         self._live: dict[tuple[str, str], Live] = {}
         self._conversations: set[tuple[str, str]] = set()
-        self._sweeping: asyncio.Task[None] | None = None
-        self._sweep_timer: asyncio.TimerHandle | None = None
+        self._sweeper = Sweeper(store, retention)
 
     async def start(self) -> None:
         """Open the store. Raises StoreError."""
         await self.store.open(self._runner, self._asked_to_cancel)
-        self._sweep()
+        self._sweeper.start()
 
     async def stop(self) -> None:
         """After the service has stopped: keep what is still to be kept, and close. Safe to call twice."""
-        if self._sweep_timer is not None:
-            self._sweep_timer.cancel()
-        if self._sweeping is not None:
-            self._sweeping.cancel()
-            await asyncio.wait({self._sweeping})
+        await self._sweeper.stop()
         await self._journal.settle()
         await self.store.close()
 
@@ -288,21 +275,6 @@ class Archive:
         for (_, known), live in list(self._live.items()):
             if known == id_:
                 live.log.cancel(CancelCause.STOPPED)
-
-    def _sweep(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._sweep_timer = loop.call_later(SWEEP_SECONDS, self._sweep)
-        if self._sweeping is None or self._sweeping.done():
-            self._sweeping = loop.create_task(self._remove_old())
-
-    async def _remove_old(self) -> None:
-        try:
-            gone = await self.store.sweep(time.time(), self._retention)
-        except StoreError as error:
-            logger.error("nothing old could be removed: %s", error)
-        else:
-            if gone:
-                logger.info("%d old responses and conversations were removed", gone)
 
 
 async def _read_out(reader: EventReader) -> None:

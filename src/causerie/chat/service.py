@@ -136,6 +136,10 @@ class ChatService:
                 self._idle = None
         self._fail_all()
 
+    def resize(self, *, max_sequences: int, kv_tokens: int) -> None:
+        """Let so much run from now on, where the engine's size changes; what runs already stays."""
+        self._admission.resize(max_sequences=max_sequences, kv_tokens=kv_tokens)
+
     async def create(
         self, request: GenerationRequest, recorder: Recorder | None = None, turn: Turn | None = None
     ) -> ResponseLog:

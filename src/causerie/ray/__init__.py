@@ -1,5 +1,21 @@
 """The product on Ray Serve: ``serve run causerie.ray:build model=…``. Needs the extra ``causerie[ray]``."""
 
-from causerie.ray.app import build
+from __future__ import annotations
 
-__all__ = ["build"]
+from typing import TYPE_CHECKING, Any
+
+from causerie.ray.application import build
+
+if TYPE_CHECKING:
+    from ray import serve
+
+    app: serve.Application
+
+__all__ = ["app", "build"]
+
+
+def __getattr__(name: str) -> Any:
+    """``app`` is ``build`` without arguments, for ``serve build``, which takes no builder; made when asked for."""
+    if name == "app":
+        return build({})
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""One engine of the pool, inside a Ray Serve replica: token ids in, updates out, one stream per sequence.
+"""One engine of the pool, inside a Ray Serve replica: token ids in, updates out, one channel per caller.
 
 What must be near the engine is here: the reading of long prompts in pieces, and the bound on its KV cache. Text,
 protocols, admission and response logs are the ingress's.
@@ -11,7 +11,8 @@ import itertools
 import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextvars import Context
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client.exposition import generate_latest
@@ -21,27 +22,66 @@ from causerie.chat.metrics import PREFIX
 from causerie.chat.reading import PromptReader, Reading
 from causerie.engines.base import EndReason, Engine, EngineInfo, Update
 from causerie.errors import CauserieError
-from causerie.types import SamplingParams
+from causerie.types import SamplingParams, TokenLogprob
 
 CHECK_SECONDS = 2.0
 """How often it is checked that the callers are still there, while they have something running."""
 
+LINGER_SECONDS = 5.0
+"""How long a channel stays open for a caller that has nothing running. A replica that is drained waits for it."""
+
+logger = logging.getLogger("causerie.ray")
+
+
+class Gain(NamedTuple):
+    """An ``Update`` on its way, under its caller's number for the sequence: a tuple costs a tenth to pickle."""
+
+    key: int
+    ids: Sequence[int]
+    logprobs: Sequence[TokenLogprob]
+    ended: EndReason | None
+    detail: str
+    cached_tokens: int | None
+
 
 @dataclass(slots=True)
-class _Stream:
-    """A sequence on its way: what it gained and nobody has fetched, and what it holds."""
+class _Outbox:
+    """What a caller's sequences gained and nobody has fetched, and which of them end with it."""
+
+    gains: list[Gain] = field(default_factory=list)
+    ending: list[asyncio.Event] = field(default_factory=list)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    sequences: int = 0
+    channels: int = 0
+
+    def put(self, key: int, update: Update, over: asyncio.Event) -> None:
+        self.gains.append(Gain(key, update.ids, update.logprobs, update.ended, update.detail, update.cached_tokens))
+        if update.ended is not None:
+            self.ending.append(over)
+        self.changed.set()
+
+    def take(self) -> list[Gain]:
+        """Everything there is. Whoever ends with it is told that it was fetched."""
+        self.changed.clear()
+        for over in self.ending:
+            over.set()
+        gains, self.gains, self.ending = self.gains, [], []
+        return gains
+
+
+@dataclass(slots=True)
+class _Sequence:
+    """A sequence on its way, and what it holds; ``key`` is its caller's number for it."""
 
     caller: str
+    key: int
+    outbox: _Outbox
     ticket: Ticket
-    updates: list[Update]
-    changed: asyncio.Event
+    over: asyncio.Event
     submitted: bool = False
     reading: Reading | None = None
     read_ahead: Reading | None = None
     """The reading that is over, until the engine has said how much of the prompt it found."""
-
-
-logger = logging.getLogger("causerie.ray")
 
 
 class EngineHost:
@@ -57,10 +97,12 @@ class EngineHost:
         prefill_piece: int,
         is_gone: Callable[[str], bool],
         check_seconds: float = CHECK_SECONDS,
+        linger_seconds: float = LINGER_SECONDS,
     ) -> None:
         info = engine.info
         self._is_gone = is_gone
         self._check_seconds = check_seconds
+        self._linger_seconds = linger_seconds
         self._watching: asyncio.Task[None] | None = None
         self._engine = engine
         self._numbers = itertools.count(1)
@@ -69,7 +111,8 @@ class EngineHost:
         self._admission = Admission(
             max_sequences=info.max_sequences, kv_tokens=info.kv_tokens, max_waiting=2 * info.max_sequences
         )
-        self._streams: dict[int, _Stream] = {}
+        self._sequences: dict[int, _Sequence] = {}
+        self._outboxes: dict[tuple[str, int], _Outbox] = {}
         self._prompt_tokens = self._known_tokens = 0
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -101,94 +144,118 @@ class EngineHost:
             self._watching.cancel()
         await asyncio.to_thread(self._engine.stop)
 
+    async def generate(
+        self, caller: str, channel: int, key: int, prompt: Sequence[int], sampling: SamplingParams
+    ) -> None:
+        """Run a sequence, whose gains go to this channel of its caller under the number ``key``.
+
+        Returns when the channel has taken the last of them. Cancelling it cancels the sequence.
+        """
+        number = next(self._numbers)
+        outbox = self._outboxes.setdefault((caller, channel), _Outbox())
+        outbox.sequences += 1
+        over = asyncio.Event()
+        try:
+            self._enter(number, _Sequence(caller, key, outbox, self._admission.enter(), over), prompt, sampling)
+        except CauserieError as error:
+            self._forget(number)
+            outbox.put(key, Update(number, ended=EndReason.ERROR, detail=str(error)), over)
+        try:
+            await over.wait()
+        finally:
+            self._leave(number)
+            outbox.sequences -= 1
+            outbox.changed.set()
+            self._tidy(caller, channel)
+
+    async def gains(self, caller: str, channel: int) -> AsyncGenerator[list[Gain]]:
+        """A channel: what the sequences gain that were given its number, a list for each step. It has one reader.
+
+        It begins with an empty list, and ends when there has been nothing running for it for a while.
+        """
+        outbox = self._outboxes.setdefault((caller, channel), _Outbox())
+        outbox.channels += 1
+        try:
+            yield []
+            while True:
+                try:
+                    async with asyncio.timeout(None if outbox.sequences else self._linger_seconds):
+                        await outbox.changed.wait()
+                except TimeoutError:
+                    return
+                if gains := outbox.take():
+                    yield gains
+        finally:
+            outbox.channels -= 1
+            self._tidy(caller, channel)
+
+    def _enter(self, number: int, sequence: _Sequence, prompt: Sequence[int], sampling: SamplingParams) -> None:
+        self._sequences[number] = sequence
+        wanted = self.info.sequence_kv_tokens(len(prompt), sampling.max_tokens)
+        sequence.ticket.request(1, wanted, lambda: self._begin(number, prompt, sampling))
+        if self._watching is None or self._watching.done():
+            self._watching = asyncio.create_task(self._watch(), context=Context())
+
     async def _watch(self) -> None:
         """Cancel what was asked for by a process that is gone: when a caller dies, Ray does not tell the called."""
-        while self._streams:
+        while self._sequences:
             await asyncio.sleep(self._check_seconds)
-            callers = {stream.caller for stream in self._streams.values()}
+            callers = {sequence.caller for sequence in self._sequences.values()}
             try:
                 gone = set(await asyncio.to_thread(list, filter(self._is_gone, callers)))
             except Exception as error:
                 logger.warning("cannot tell who is still there: %s", error)
                 continue
-            for number, stream in list(self._streams.items()):
-                if stream.caller in gone:
-                    self._leave(number)
-                    stream.updates.append(Update(number, ended=EndReason.CANCELLED))
-                    stream.changed.set()
-
-    async def generate(
-        self, caller: str, prompt: Sequence[int], sampling: SamplingParams
-    ) -> AsyncGenerator[list[Update]]:
-        """Everything one sequence gains; the last update has ended. Closing the iterator cancels the sequence.
-
-        The numbers in the updates are this engine's own.
-        """
-        number = next(self._numbers)
-        try:
-            stream = self._streams[number] = _Stream(caller, self._admission.enter(), [], asyncio.Event())
-            wanted = self.info.sequence_kv_tokens(len(prompt), sampling.max_tokens)
-            stream.ticket.request(1, wanted, lambda: self._begin(number, prompt, sampling))
-        except CauserieError as error:
-            self._forget(number)
-            yield [Update(number, ended=EndReason.ERROR, detail=str(error))]
-            return
-        if self._watching is None or self._watching.done():
-            self._watching = asyncio.create_task(self._watch(), context=Context())
-        try:
-            while True:
-                await stream.changed.wait()
-                stream.changed.clear()
-                updates, stream.updates = stream.updates, []
-                yield updates
-                if updates[-1].ended is not None:
-                    return
-        finally:
-            self._leave(number)
+            for sequence in list(self._sequences.values()):
+                if sequence.caller in gone:
+                    sequence.over.set()
 
     def _begin(self, number: int, prompt: Sequence[int], sampling: SamplingParams) -> None:
-        stream = self._streams[number]
+        sequence = self._sequences[number]
         self._prompt_tokens += len(prompt)
         self._known_tokens += self._engine.cached(prompt)
 
         def submit(failure: Update | None) -> None:
-            stream.read_ahead, stream.reading = stream.reading, None
+            sequence.read_ahead, sequence.reading = sequence.reading, None
             if failure is not None:
-                self._push(number, Update(number, ended=failure.ended, detail=failure.detail))
+                self._push(sequence, Update(number, ended=failure.ended, detail=failure.detail))
                 return
-            stream.submitted = True
+            sequence.submitted = True
             self._engine.submit(number, prompt, sampling)
 
-        stream.reading = self._reader.begin(prompt, whole=False, on_progress=lambda _: None, on_ready=submit)
-        if stream.reading is None:
+        sequence.reading = self._reader.begin(prompt, whole=False, on_progress=lambda _: None, on_ready=submit)
+        if sequence.reading is None:
             submit(None)
 
     def _leave(self, number: int) -> None:
         """Its caller is gone or has everything; what still runs of it is cancelled, and ``_push`` sees its end."""
-        stream = self._streams.get(number)
-        if stream is None:
+        sequence = self._sequences.get(number)
+        if sequence is None:
             return
-        if stream.reading is not None:
-            self._reader.cancel(stream.reading, lambda: self._forget(number))
-        elif stream.submitted:
+        if sequence.reading is not None:
+            self._reader.cancel(sequence.reading, lambda: self._forget(number))
+        elif sequence.submitted:
             self._engine.cancel(number)
         else:
             self._forget(number)
 
-    def _push(self, number: int, update: Update) -> None:
-        stream = self._streams[number]
-        if update.ids and stream.read_ahead is not None:
-            update = replace(update, cached_tokens=stream.read_ahead.cached_before(update.cached_tokens))
-            stream.read_ahead = None
-        stream.updates.append(update)
-        stream.changed.set()
+    def _push(self, sequence: _Sequence, update: Update) -> None:
+        if update.ids and sequence.read_ahead is not None:
+            update = replace(update, cached_tokens=sequence.read_ahead.cached_before(update.cached_tokens))
+            sequence.read_ahead = None
+        sequence.outbox.put(sequence.key, update, sequence.over)
         if update.ended is not None:
-            self._forget(number)
+            self._forget(update.sequence)
 
     def _forget(self, number: int) -> None:
-        stream = self._streams.pop(number, None)
-        if stream is not None:
-            stream.ticket.release()
+        sequence = self._sequences.pop(number, None)
+        if sequence is not None:
+            sequence.ticket.release()
+
+    def _tidy(self, caller: str, channel: int) -> None:
+        outbox = self._outboxes.get((caller, channel))
+        if outbox is not None and not outbox.sequences and not outbox.channels:
+            del self._outboxes[caller, channel]
 
     def _deliver(self, updates: Sequence[Update]) -> None:
         """On the engine's thread."""
@@ -197,7 +264,8 @@ class EngineHost:
 
     def _on_step(self, updates: Sequence[Update]) -> None:
         for update in updates:
-            if update.sequence in self._streams:
-                self._push(update.sequence, update)
+            sequence = self._sequences.get(update.sequence)
+            if sequence is not None:
+                self._push(sequence, update)
             else:
                 self._reader.update(update)

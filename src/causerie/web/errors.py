@@ -20,6 +20,7 @@ from causerie.errors import (
     InvalidRequest,
     ItemNotFound,
     ModelNotFound,
+    ModelUnavailable,
     Overloaded,
     RequestTimeout,
     RequestTooLarge,
@@ -84,6 +85,7 @@ MEANINGS: dict[type[CauserieError], Meaning] = {
     Overloaded: Meaning(429, 1013, "rate_limit_error"),
     ShuttingDown: Meaning(503, 1012, "server_error"),
     EngineOutOfMemory: Meaning(503, 1011, "server_error"),
+    ModelUnavailable: Meaning(503, 1011, "server_error"),
     # Not 409, which clients repeat by themselves: somebody wanted it to end.
     Cancelled: Meaning(499, 1011, "invalid_request_error"),
     UnknownRoute: Meaning(404, 1008, "invalid_request_error"),

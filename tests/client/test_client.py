@@ -201,6 +201,13 @@ async def test_refusals_are_the_servers_errors() -> None:
             assert full.value.retry_after >= 1
 
 
+@pytest.mark.parametrize("way", WAYS)
+async def test_half_a_character_is_refused(way: str) -> None:
+    async with client_of(service_with(says(ANSWER))) as client:
+        with pytest.raises(InvalidRequest, match="not valid Unicode"):
+            await (client.text("\ud83d").read() if way == "text" else client.chat().send("\ud83d"))
+
+
 async def test_what_the_engine_cannot_do_is_refused_by_name() -> None:
     async with client_of(service_with(says("x"), parameters=frozenset({"max_tokens"}))) as client:
         with pytest.raises(UnsupportedParameter) as refused:

@@ -114,6 +114,18 @@ async def test_a_socket_that_is_lost_is_opened_again_for_the_next_turn() -> None
         await until(lambda: chat.prefilled and chat.prefilled[1] > 100)
 
 
+async def test_a_buffer_that_is_refused_is_left_alone_until_the_next_turn() -> None:
+    service = service_with(says("Ja."))
+    async with asyncio.timeout(30), running_server(service) as url, AsyncClient(url) as client:
+        chat = client.chat()
+        chat.type(SENTENCE + "\ud83d")
+        await until(lambda: chat._ahead._task is None or chat._ahead._failed)
+        chat.truncate(len(SENTENCE))
+        assert await (await chat.send()).read() == "Ja."
+        chat.type(SENTENCE * 5)
+        await until(lambda: chat.prefilled and chat.prefilled[1] > 100)
+
+
 async def test_a_turn_that_is_refused_is_still_typed() -> None:
     async with asyncio.timeout(30), running_server(service_with(says("x"))) as url, AsyncClient(url) as client:
         chat = client.chat(temperature=-1)

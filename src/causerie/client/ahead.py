@@ -59,32 +59,39 @@ class Ahead:
             url, timeout = self._server.socket_url("/v1/responses"), self._server.patience.connect
             async with connect(url, additional_headers=self._server.headers, open_timeout=timeout) as socket:
                 listening = asyncio.create_task(self._listen(socket))
+                listening.add_done_callback(lambda _: self._changed.set())
                 try:
-                    await self._follow(socket)
+                    await self._follow(socket, listening)
                 finally:
                     listening.cancel()
         except (OSError, WebSocketException, TimeoutError):
-            self._failed = self._text is not None
+            pass
         finally:
+            self._failed = self._text is not None
             self._task, self._buffer, self.prefilled = None, None, None
 
-    async def _follow(self, socket: ClientConnection) -> None:
+    async def _follow(self, socket: ClientConnection, listening: asyncio.Task[None]) -> None:
+        """Send every change, until nobody listens on the other side."""
         while True:
             await self._changed.wait()
             self._changed.clear()
+            if listening.done():
+                return
             for frame in edits(self._buffer, self._text, self._opening):
                 await socket.send(json.dumps(frame))
             self._buffer = self._text
 
     async def _listen(self, socket: ClientConnection) -> None:
+        """Until the socket is closed, or the server refuses the buffer; the turn itself will say why."""
         from websockets.exceptions import WebSocketException
 
         with suppress(WebSocketException):
             async for frame in socket:
                 event = json.loads(frame)
-                if event.get("type") == "input_text_buffer.prefilled" and self._text is not None:
+                if event["type"] == "error":
+                    return
+                if event["type"] == "input_text_buffer.prefilled" and self._text is not None:
                     self.prefilled = event["tokens"], event["cached_tokens"]
-        self._changed.set()  # The next frame finds the socket closed.
 
 
 def edits(before: str | None, after: str | None, opening: Mapping[str, Any]) -> list[dict[str, Any]]:

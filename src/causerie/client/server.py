@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx2
 
-from causerie.errors import CauserieError, ConfigError, ConnectionLost, Overloaded, error_named
+from causerie.errors import CauserieError, ConfigError, ConnectionLost, InvalidRequest, Overloaded, error_named
 
 KEY_VARIABLE = "CAUSERIE_API_KEY"
 
@@ -51,7 +51,7 @@ class Call:
     headers: Mapping[str, str] = field(default_factory=dict)
     query: Mapping[str, Any] | None = None
     json: Any = None
-    content: bytes | None = None
+    content: str | None = None
 
 
 class Server:
@@ -107,9 +107,13 @@ class Server:
     @asynccontextmanager
     async def _answer(self, call: Call) -> AsyncGenerator[httpx2.Response, None]:
         """The response to a call, its head read. What goes wrong with the connection meanwhile is a Cut."""
-        request = self._http.build_request(
-            call.method, call.path, params=call.query, json=call.json, content=call.content, headers=dict(call.headers)
-        )
+        headers = dict(call.headers)
+        try:
+            request = self._http.build_request(
+                call.method, call.path, params=call.query, json=call.json, content=call.content, headers=headers
+            )
+        except UnicodeEncodeError:
+            raise InvalidRequest("The text is not valid Unicode: it holds half of a surrogate pair.") from None
         try:
             response = await self._http.send(request, stream=True)
             try:

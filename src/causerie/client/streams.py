@@ -51,7 +51,7 @@ class TextStream:
         self._server = server
         self._headers = {"X-Request-Id": self.id, "Accept": "text/event-stream"}
         said = {**self._headers, "X-On-Disconnect": server.patience.grace, "Content-Type": "text/plain; charset=utf-8"}
-        self._first = Call("POST", "/", said, query=sampling, content=prompt.encode())
+        self._first = Call("POST", "/", said, query=sampling, content=prompt)
         self._sent = False
         self._number = 0
 

@@ -14,6 +14,7 @@ from click import ClickException
 from causerie.ray import build
 from tests.on_ray.product import deploy, pids, replicas
 from tests.support.ray_cluster import RayCluster, serve_run, until
+from tests.support.redis_server import redis_server
 from tests.support.scenarios import until_nothing_runs
 
 TURN = "la " * 500
@@ -63,7 +64,8 @@ def test_an_engine_that_is_scaled_away_finishes_its_answers_and_admission_follow
 
 @pytest.mark.slow
 def test_a_replica_can_be_a_whole_server(cluster: RayCluster) -> None:
-    with serve_run(cluster, "causerie.ray:build", "embedded=true", "engines=2", "engine=scripted") as product:
+    arguments = ("embedded=true", "engines=2", "engine=scripted")
+    with redis_server() as store, serve_run(cluster, "causerie.ray:build", *arguments, f"store={store}") as product:
         product.ready()
         assert len(pids(cluster, "Server")) == 2
         assert {requests.post(product.url, data="Hi", timeout=20).text for _ in range(4)} == {says("Hi")}
@@ -77,8 +79,23 @@ def test_a_replica_can_be_a_whole_server(cluster: RayCluster) -> None:
         ({"embedded": "yes"}, "'embedded' must be true or false, not 'yes'."),
         ({"embedded": True, "engines": "1-4"}, "'engines' must be one number"),
         ({"engines": "4-1"}, "'engines' must be a number from 1, or two"),
+        ({"ingresses": "0"}, "'ingresses' must be a number from 1, not '0'."),
+        ({"embedded": True, "ingresses": 2}, "With embedded=true there are no 'ingresses'"),
+        ({"ingresses": 2}, "2 servers need a store that they share"),
+        ({"ingresses": 2, "store": ":memory:"}, "give store=redis://host:6379/0."),
+        ({"embedded": True, "engines": 2}, "2 servers need a store that they share"),
+        ({"store": "responses.sqlite3"}, "'store' cannot be the file 'responses.sqlite3'"),
+        ({"store": "redis//host"}, "'store' cannot be the file"),
+        ({"store": "http://host"}, "'http://host' is no store."),
     ],
 )
-def test_a_wrong_number_is_refused_by_its_name(given: dict[str, Any], said: str) -> None:
-    with pytest.raises(ClickException, match=re.escape(said)):
+def test_what_cannot_be_is_refused_by_its_name(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(ClickException, match=re.escape(said)) as refused:
         build(given)
+    assert "\n" not in refused.value.message
+
+
+def test_responses_are_kept_in_memory_or_in_redis() -> None:
+    for given, store in (({}, ":memory:"), ({"ingresses": "2", "store": "redis://host"}, "redis://host")):
+        front = build({"engine": "scripted"} | given)._bound_deployment
+        assert front.init_args[1]["store"] == store

@@ -99,6 +99,7 @@ class Bot:
         self._cluster = cluster
         self._known = known
         self.process = process
+        self.address = "127.0.0.1", port
         self.url = f"http://127.0.0.1:{port}"
         self.socket_url = f"ws://127.0.0.1:{port}"
         self._said: list[bytes] = []

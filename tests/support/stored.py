@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 
-from tests.support.process import ServeProcess
 from tests.support.raw import Answer, Connection, Truncated, parts_of_event
 
 TERMINALS = ("response.completed", "response.incomplete", "response.failed")
 
 
-def ask(server: ServeProcess, method: str, path: str, body: Any = None, headers: Any = None) -> Answer:
+class Addressed(Protocol):
+    """A server, on one machine or on Ray."""
+
+    @property
+    def address(self) -> tuple[str, int]: ...
+
+
+def ask(server: Addressed, method: str, path: str, body: Any = None, headers: Any = None) -> Answer:
     with Connection(server.address, timeout=30) as connection:
         return connection.request(method, path, body, headers).answer()
 
 
-def made(server: ServeProcess, path: str, **fields: Any) -> dict[str, Any]:
+def made(server: Addressed, path: str, **fields: Any) -> dict[str, Any]:
     """What a POST that has to succeed says."""
     answer = ask(server, "POST", path, fields)
     assert answer.status == 200, answer
@@ -84,12 +90,17 @@ class Stream:
 
 
 class Streaming:
-    """Reads a stream in a thread of its own."""
+    """Reads a stream in a thread of its own: that of a new response, or of one that there is."""
 
-    def __init__(self, server: ServeProcess, **fields: Any) -> None:
+    def __init__(
+        self, server: Addressed, headers: Any = None, *, again: str = "", after: int = -1, **fields: Any
+    ) -> None:
         self.stream = Stream()
         self._connection = Connection(server.address, timeout=60)
-        self._connection.request("POST", "/v1/responses", {"stream": True, **fields})
+        if again:
+            self._connection.request("GET", _again(again, after), None, headers)
+        else:
+            self._connection.request("POST", "/v1/responses", {"stream": True, **fields}, headers)
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
 
@@ -108,10 +119,14 @@ class Streaming:
         return self.stream
 
 
-def read_again(server: ServeProcess, id_: str, after: int | None = None) -> Stream:
+def read_again(server: Addressed, id_: str, after: int = -1, headers: Any = None) -> Stream:
     stream = Stream()
-    where = "" if after is None else f"&starting_after={after}"
     with Connection(server.address, timeout=30) as connection:
-        stream.read(connection.request("GET", f"/v1/responses/{id_}?stream=true{where}"))
+        stream.read(connection.request("GET", _again(id_, after), None, headers))
     assert stream.status == 200 and stream.whole
     return stream
+
+
+def _again(id_: str, after: int) -> str:
+    """``after`` -1 is from the start on."""
+    return f"/v1/responses/{id_}?stream=true" + (f"&starting_after={after}" if after >= 0 else "")

@@ -10,15 +10,19 @@ from click import ClickException
 from ray import serve
 from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 
+from causerie.chat.stores import make_store
 from causerie.config import Settings, load_settings
 from causerie.errors import ConfigError
-from causerie.ray.deployments import Engine, Ingress, Server
+from causerie.ray.deployments import Engine, Ingress, Server, needs_shared
 from causerie.ray.routing import PreferredReplicaRouter
 from causerie.web.access import Access
 
 ASIDE = 64
 """Requests to an engine beside its sequences: a channel for each ingress, and questions about it."""
 LONGEST_ANSWER_SECONDS = 600.0
+LAST_WORDS_SECONDS = 5.0
+"""Beyond ``shutdown_deadline``: for an ingress to end what still runs, to tell its readers and to keep it."""
+MEMORY = ":memory:"
 MANY = 100_000
 """Requests to whoever holds sockets: one that says nothing costs nothing, and admission is our own."""
 
@@ -35,15 +39,17 @@ class Arguments:
     settings: Settings
     least: int
     most: int
+    ingresses: int
     embedded: bool
 
 
 def build(args: Mapping[str, Any]) -> serve.Application:
     """The application for ``serve run causerie.ray:build name=value…`` and for ``args`` in a config file.
 
-    ``args`` are settings by their YAML names, and two more. ``engines``: how many engine replicas, as ``2`` or
-    ``1-4`` to have Ray Serve scale between the two by load. ``embedded``: ``true`` for one deployment, each replica of
-    which is a whole server with an engine of its own. Raises ClickException for what is unknown or out of range.
+    ``args`` are settings by their YAML names, and three more. ``engines``: how many engine replicas, as ``2`` or
+    ``1-4`` to have Ray Serve scale between the two by load. ``ingresses``: how many hold sockets; several need a
+    store that they share. ``embedded``: ``true`` for one deployment, each replica of which is a whole server with an
+    engine of its own. Raises ClickException for what is unknown or out of range.
     """
     try:
         arguments = _take(dict(args))
@@ -52,12 +58,13 @@ def build(args: Mapping[str, Any]) -> serve.Application:
     values = arguments.settings.model_dump()
     fronts: dict[str, Any] = {
         "max_ongoing_requests": MANY,
-        "graceful_shutdown_timeout_s": arguments.settings.shutdown_deadline,
+        "graceful_shutdown_timeout_s": arguments.settings.shutdown_deadline + LAST_WORDS_SECONDS,
         "health_check_period_s": 2,
     }
     if arguments.embedded:
         server = serve.deployment(name="Server", num_replicas=arguments.most, **fronts)(serve.ingress(None)(Server))
         return server.bind(values)
+    fronts["num_replicas"] = arguments.ingresses
     ingress = serve.deployment(name="Ingress", **fronts)(serve.ingress(None)(Ingress))
     return ingress.bind(_engines(arguments).bind(values), values, arguments.most)
 
@@ -93,36 +100,62 @@ def _engines(arguments: Arguments) -> serve.Deployment:
 
 
 def _take(given: dict[str, Any]) -> Arguments:
-    engines, embedded = str(given.pop("engines", "1")), str(given.pop("embedded", False)).lower()
     for name in sorted(set(given) & set(_RAYS_OWN)):
         raise ConfigError(f"On Ray Serve, {name!r} is not causerie's to set: {_RAYS_OWN[name]}.", param=name)
-    least, _, most = engines.partition("-")
-    try:
-        found = int(least), int(most or least)
-    except ValueError:
-        found = (0, 0)
-    if not 1 <= found[0] <= found[1]:
-        raise ConfigError(f"'engines' must be a number from 1, or two as in 1-4, not {engines!r}.", param="engines")
+    engines, embedded = str(given.pop("engines", "1")), str(given.pop("embedded", False)).lower()
     if embedded not in ("true", "false"):
         raise ConfigError(f"'embedded' must be true or false, not {embedded!r}.", param="embedded")
+    if embedded == "true" and "ingresses" in given:
+        raise ConfigError(
+            "With embedded=true there are no 'ingresses': 'engines' says how many servers.", param="ingresses"
+        )
+    least, _, most = engines.partition("-")
+    found = _count(least), _count(most or least)
+    if not 1 <= found[0] <= found[1]:
+        raise ConfigError(f"'engines' must be a number from 1, or two as in 1-4, not {engines!r}.", param="engines")
     if embedded == "true" and found[0] < found[1]:
         raise ConfigError(
             f"With embedded=true, 'engines' must be one number, not {engines!r}: Ray would scale by open sockets.",
             param="engines",
         )
-    return Arguments(_for_ray(load_settings(given)), *found, embedded == "true")
+    ingresses = _count(wanted := str(given.pop("ingresses", "1")))
+    if ingresses < 1:
+        raise ConfigError(f"'ingresses' must be a number from 1, not {wanted!r}.", param="ingresses")
+    settings = _for_ray(load_settings(given), found[1] if embedded == "true" else ingresses)
+    return Arguments(settings, *found, ingresses, embedded == "true")
 
 
-def _for_ray(settings: Settings) -> Settings:
-    """With the hashes of all keys in place of their file, which need not be where the ingress will be; answering to
-    any name, for the address at which Ray's proxy listens is not known here; and keeping nothing in a file, which
-    the next ingress would find locked in a rolling update."""
+def _count(text: str) -> int:
+    """0 for what is none."""
+    return int(text) if text.isascii() and text.isdigit() else 0
+
+
+def _for_ray(settings: Settings, servers: int) -> Settings:
+    """As so many servers need them that begin anywhere.
+
+    With the hashes of all keys in place of their file, which need not be there; answering to any name, for the address
+    at which Ray's proxy listens is not known here; and with a store that all of them can have at once.
+    """
     keys = Access(settings).keys
     return settings.model_copy(
         update={
             "api_keys": None if keys is None else dict(keys.hashes),
             "api_keys_file": None,
             "allowed_hosts": settings.allowed_hosts or ("*",),
-            "store": ":memory:" if settings.store == "default" else settings.store,
+            "store": _store(settings, servers),
         }
     )
+
+
+def _store(settings: Settings, servers: int) -> str:
+    reference = MEMORY if settings.store == "default" else settings.store
+    shared = make_store(reference, int(settings.store_max_gib * 2**30)).shared
+    if reference != MEMORY and not shared:
+        raise ConfigError(
+            f"On Ray Serve, 'store' cannot be the file {reference!r}: in a rolling update two processes would want it. "
+            "Give redis://host:6379/0, or leave it out to keep responses in memory.",
+            param="store",
+        )
+    if servers > 1 and not shared:
+        raise ConfigError(needs_shared(servers), param="store")
+    return reference

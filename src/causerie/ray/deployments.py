@@ -18,6 +18,7 @@ from causerie.chat.build import build_archive, build_engine, build_service, buil
 from causerie.chat.service import ChatService
 from causerie.config import Settings
 from causerie.engines.base import EngineInfo
+from causerie.errors import ConfigError
 from causerie.ray.engine import PooledEngine, pool_of
 from causerie.ray.metrics import join
 from causerie.ray.replica import EngineHost, Gain
@@ -41,6 +42,14 @@ def _is_gone(actor: str) -> bool:
 def _pool(one: EngineInfo, replicas: int) -> EngineInfo:
     """So many engines as one."""
     return replace(one, kv_tokens=one.kv_tokens * replicas, max_sequences=one.max_sequences * replicas)
+
+
+def needs_shared(servers: int) -> str:
+    """Why several servers are refused a store of their own each."""
+    return (
+        f"{servers} servers need a store that they share, or one would not know what another was told: "
+        "give store=redis://host:6379/0."
+    )
 
 
 class Engine:
@@ -84,12 +93,32 @@ class Front:
         """To be called on the replica's event loop; ``others`` are asked for metrics, too."""
         self.app = create_app(service, archive, self._all_metrics)
         self._service = service
+        self._archive = archive
         self._place = context = serve.get_replica_context()
         self.name = context.replica_id.unique_id
         self._everybody = (*others, serve.get_deployment_handle(context.deployment, context.app_name))
         self._seen = False
         self._draining: asyncio.Task[None] | None = None
+        self._deadline: float | None = None
         watch(context.deployment, context.app_name, self._on_replicas)
+
+    @classmethod
+    async def start(cls, service: ChatService, *others: DeploymentHandle[Any]) -> Front:
+        """With the archive and the service. Raises what theirs raise, and ConfigError for too many replicas."""
+        archive = build_archive(service, service.settings)
+        servers = serve.get_replica_context().world_size
+        if servers > 1 and not archive.store.shared:
+            raise ConfigError(needs_shared(servers), param="store")
+        await archive.start()
+        await service.start()
+        return cls(service, archive, *others)
+
+    async def stop(self) -> None:
+        """When no request is open any more: let what runs without one finish, as long as it may, and keep its end."""
+        left = self._seconds_left()
+        await self._service.drain(left)
+        await self._service.stop()
+        await self._archive.stop()
 
     def metrics(self) -> tuple[str, bytes]:
         """Its name, and what it has to say to Prometheus."""
@@ -112,9 +141,22 @@ class Front:
             self._draining = asyncio.create_task(self._drain(), context=Context())
 
     async def _drain(self) -> None:
-        """Close idle sockets: Ray waits for the requests of a replica that it drains, and tells it nothing."""
+        """Close idle sockets: Ray waits for the requests of a replica that it drains, and tells it nothing.
+
+        New requests may still come for a moment. What runs at the deadline ends before Ray ends the process.
+        """
         if await asyncio.to_thread(is_leaving, self._place.deployment, self._place.app_name):
+            left = self._seconds_left()
             await self.app.drain()
+            await asyncio.sleep(left)
+            await self._service.drain(0)
+
+    def _seconds_left(self) -> float:
+        """Until the deadline, which is set when it is first asked for."""
+        now = asyncio.get_running_loop().time()
+        if self._deadline is None:
+            self._deadline = now + self._service.settings.shutdown_deadline
+        return max(0.0, self._deadline - now)
 
 
 class Ingress:
@@ -131,10 +173,7 @@ class Ingress:
         engine = PooledEngine(pool_of(engines, caller), pool, replica_kv_tokens=self._one.kv_tokens)
         whole = chosen.model_copy(update={"max_batch_size": pool.max_sequences})
         self._service = ChatService(engine, text, name, whole, engine_reason=reason)
-        archive = build_archive(self._service, whole)
-        await archive.start()
-        await self._service.start()
-        self._front = Front(self._service, archive, engines)
+        self._front = await Front.start(self._service, engines)
         watch(engines.deployment_name, serve.get_replica_context().app_name, self._on_engines)
 
     def __serve_build_asgi_app__(self) -> App:
@@ -142,6 +181,10 @@ class Ingress:
 
     async def scrape(self) -> tuple[str, bytes]:
         return self._front.metrics()
+
+    async def __del__(self) -> None:
+        """Ray Serve awaits it when it stops the replica."""
+        await self._front.stop()
 
     def _on_engines(self, running: frozenset[str]) -> None:
         """Admission reckons with those that there are; what comes while there is none waits for one."""
@@ -153,15 +196,15 @@ class Server:
     """The whole server in one process, its engine included."""
 
     async def __init__(self, settings: dict[str, Any]) -> None:
-        chosen = Settings(**settings)
-        service = await asyncio.to_thread(build_service, chosen)
-        archive = build_archive(service, chosen)
-        await archive.start()
-        await service.start()
-        self._front = Front(service, archive)
+        service = await asyncio.to_thread(build_service, Settings(**settings))
+        self._front = await Front.start(service)
 
     def __serve_build_asgi_app__(self) -> App:
         return self._front.app
 
     async def scrape(self) -> tuple[str, bytes]:
         return self._front.metrics()
+
+    async def __del__(self) -> None:
+        """Ray Serve awaits it when it stops the replica."""
+        await self._front.stop()

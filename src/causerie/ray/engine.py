@@ -159,9 +159,8 @@ class PooledEngine:
             except RayTaskError:
                 raise  # A fault of the replica's own code, which every other has as well.
             except (RayError, RayServeException, _Lost, asyncio.CancelledError) as error:
-                task = asyncio.current_task()
-                if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
-                    raise  # Ours. Ray raises the same where a replica is ended that had the stream.
+                if _is_ours(error):
+                    raise
                 if sequence.number not in self._sequences:
                     return
                 logger.warning("an engine was lost: %s", type(error).__name__)
@@ -226,6 +225,8 @@ class PooledEngine:
                 finally:
                     stream.cancel()
         except (RayError, RayServeException, TimeoutError, asyncio.CancelledError) as error:
+            if _is_ours(error):
+                raise
             logger.warning("an engine's channel was lost: %s", type(error).__name__)
             self._channel += 1
         finally:
@@ -287,6 +288,12 @@ class PooledEngine:
             known.read(sequence.ids[:-1])
             if len(self._known) > MOST_KNOWN:
                 del self._known[next(iter(self._known))]
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether this task was cancelled. Ray raises the same where a replica is ended that had the stream."""
+    task = asyncio.current_task()
+    return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
 
 
 def pool_of(handle: Any, caller: str) -> Pool:

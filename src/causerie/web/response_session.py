@@ -107,6 +107,7 @@ class ResponseSession:
                 self._spawn(self._answering(self._go_on(resumed)))
             while (message := await self._receive())["type"] != "websocket.disconnect":
                 await self._take(message.get("text"))
+                await asyncio.sleep(0)  # Nothing of that need wait: a flood would leave nobody else a turn.
         finally:
             self._closed = True
             self._pulse.stop()

@@ -21,7 +21,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_USER := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check bench cuts docs constraints clean FORCE
+.PHONY: help serve demo test check bench cuts docs constraints clean FORCE
 
 help:  ## list these targets
 	@echo 'causerie: talk to a chat model, token by token'
@@ -33,6 +33,9 @@ help:  ## list these targets
 
 serve: $(VENV)/installed  ## install what serving needs (once) and start the server; ARGS="--port 9000"
 	@exec $(VENV)/bin/causerie serve $(ARGS)
+
+demo: $(VENV)/installed  ## see it read while you type, be interrupted, and survive kill -9; under two minutes
+	$(VENV)/bin/python scripts/demo.py
 
 test: $(DEV)/installed $(OLDEST)/installed $(NODE)/installed  ## install everything (once) and run every test; ARGS="-k cancel"
 	$(DEV)/bin/python -m pytest $(ARGS)

@@ -14,10 +14,10 @@ import json
 import re
 import statistics
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks import load, prompts
 from benchmarks.report import finish, machine_line, percentile, spread, table
@@ -30,6 +30,16 @@ ANSWER = 60
 """Tokens of a conversation's answer."""
 WAYS = ("previous_response_id", "conversation")
 _ID = re.compile(rb'"id":"(resp_[0-9a-f]+)"')
+_PROMPT = re.compile(rb'"input_tokens":(\d+),"input_tokens_details":\{"cached_tokens":(\d+)')
+
+
+class Turn(NamedTuple):
+    first: float
+    """Seconds to the first text."""
+    prompt: int
+    """Tokens."""
+    cached: int
+    """Of the prompt's tokens: those that the engine had from before."""
 
 
 @dataclass(slots=True)
@@ -78,42 +88,47 @@ def ask(server: Server, path: str, body: dict[str, Any]) -> dict[str, Any]:
     return answer
 
 
-async def _turn(server: Server, request: load.Request) -> tuple[float, str]:
-    """Seconds to the first text, and the response's id."""
+async def _turn(server: Server, request: load.Request) -> tuple[Turn, str]:
+    """What the turn took, and the response's id."""
     exchange = await load.open_exchange(server.target, request, ANSWER)
     try:
         exchange.begin()
         await exchange.done
     finally:
         exchange.leave()
-    found = _ID.search(exchange.tail)
-    assert exchange.first is not None and found is not None
-    return exchange.first - exchange.begun, found[1].decode()
+    id_, tokens = _ID.search(exchange.tail), _PROMPT.search(exchange.tail)
+    assert exchange.first is not None and id_ is not None and tokens is not None
+    return Turn(exchange.first - exchange.begun, int(tokens[1]), int(tokens[2])), id_[1].decode()
 
 
-def conversation(server: Server, way: str, seed: int) -> list[float]:
-    """Seconds to the first token of each of ``TURNS`` turns."""
+def conversation(server: Server, way: str, seed: int, length: int = TURNS) -> list[Turn]:
+    """Every one of its turns."""
     context = {"conversation": ask(server, "/v1/conversations", {})["id"]} if way == "conversation" else {}
-    seconds = []
-    for turn in range(TURNS):
+    turns = []
+    for turn in range(length):
         question = prompts.words(8, 1000 * seed + turn).capitalize() + ": what comes to your mind?"
         request = server.target.response(question, ANSWER, store=True, **context)
         taken, id_ = asyncio.run(_turn(server, request))
-        seconds.append(taken)
+        turns.append(taken)
         if way == "previous_response_id":
             context = {way: id_}
-    return seconds
+    return turns
 
 
-def turn_rows(turns: dict[str, list[list[float]]]) -> list[Sequence[str | float]]:
+_COUNTS: tuple[Callable[[Turn], int], ...] = (lambda turn: turn.prompt, lambda turn: turn.prompt - turn.cached)
+
+
+def turn_rows(turns: dict[str, list[list[Turn]]]) -> list[Sequence[str | float]]:
     rows: list[Sequence[str | float]] = []
     for way, talks in turns.items():
-        by_turn = [[1000 * seconds for seconds in column] for column in zip(*talks, strict=True)]
+        by_turn = [[1000 * turn.first for turn in column] for column in zip(*talks, strict=True)]
         first, last = by_turn[0], by_turn[-1]
         ratios = [b / a for a, b in zip(first, last, strict=True)]
         middle = statistics.median(by_turn[TURNS // 2])
         medians = (statistics.median(first), middle, statistics.median(last))
-        rows.append((way, *medians, f"{medians[2] / medians[0]:.2f}", spread(ratios), percentile(last, 0.9)))
+        prompt, new = ([statistics.median(count(talk[at]) for talk in talks) for at in (0, -1)] for count in _COUNTS)
+        tokens = f"{new[0]:.0f} of {prompt[0]:.0f}", f"{new[1]:.0f} of {prompt[1]:.0f}"
+        rows.append((way, *medians, f"{medians[2] / medians[0]:.2f}", spread(ratios), percentile(last, 0.9), *tokens))
     return rows
 
 
@@ -127,7 +142,9 @@ def main() -> None:
         store = str(Path(folder) / "responses.sqlite3")
         with Server.causerie("--store", store, "--engine", arguments.engine) as server:
             sides = throughput(server, arguments.pairs)
-            turns: dict[str, list[list[float]]] = {way: [] for way in WAYS}
+            turns: dict[str, list[list[Turn]]] = {way: [] for way in WAYS}
+            for way in WAYS:
+                conversation(server, way, seed=9999, length=2)
             for talk in range(arguments.talks):
                 for way in WAYS:
                     turns[way].append(conversation(server, way, 2 * talk + WAYS.index(way)))
@@ -140,7 +157,10 @@ def main() -> None:
     )
     print(table(headers, (sides[True].row("store"), sides[False].row("store: false"))))
     print(f"\nRatio {ratio:.3f}; pairs: median (range) {spread(ratios)}.\n")
-    names = ("through", "turn 1, ms", f"turn {TURNS // 2 + 1}", f"turn {TURNS}", "ratio", "each: median (range)", "p90")
+    names = (
+        *("through", "turn 1, ms", f"turn {TURNS // 2 + 1}", f"turn {TURNS}", "ratio", "each: median (range)"),
+        *(f"p90 of turn {TURNS}", "prompt tokens read in turn 1", f"in turn {TURNS}"),
+    )
     print(table(names, turn_rows(turns)))
     finish("storing", {"ratio": ratio, "ratios": ratios, "turns": turns})
 

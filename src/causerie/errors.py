@@ -100,6 +100,24 @@ class PreviousResponseRunning(InvalidRequest):
     code = "previous_response_running"
 
 
+class ResponseNotActive(InvalidRequest):
+    """What is to be stopped or steered is not being generated."""
+
+    code = "response_not_active"
+
+
+class InvalidStreamId(InvalidRequest):
+    """A name that no lane of a socket can have."""
+
+    code = "invalid_stream_id"
+
+
+class TooManyLanes(InvalidRequest):
+    """A socket has as many lanes as it may have."""
+
+    code = "websocket_stream_limit_reached"
+
+
 class ConversationNotFound(CauserieError):
     code = "conversation_not_found"
 

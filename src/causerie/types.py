@@ -110,6 +110,8 @@ class GenerationRequest:
     on_disconnect: OnDisconnect = OnDisconnect()
     format_field: str = "response_format"
     """What the client's protocol calls what becomes ``sampling.json_schema``, for errors."""
+    generate: bool = True
+    """False: the prompt is read, and nothing is answered to it."""
 
 
 class FinishReason(StrEnum):
@@ -118,6 +120,8 @@ class FinishReason(StrEnum):
     STOP = "stop"
     LENGTH = "length"
     CANCELLED = "cancelled"
+    STEERED = "steered"
+    """It was ended so that another answer goes on from it with more input."""
     ERROR = "error"
 
 
@@ -128,6 +132,8 @@ class CancelCause(StrEnum):
     """The last reader left: a closed tab, a dropped connection, Ctrl-C."""
     STOPPED = "stopped"
     """Somebody asked for it to stop, and may still be reading."""
+    STEERED = "steered"
+    """More input came for it; another response goes on from what it had said."""
     SHUTDOWN = "shutdown"
     SLOW_READER = "slow_reader"
 

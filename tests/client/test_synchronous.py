@@ -17,7 +17,7 @@ from causerie.client import Client
 from causerie.config import Settings
 from causerie.errors import ConnectionLost, PreviousResponseNotFound
 from causerie.types import FinishReason
-from tests.support.served import Served, scripted, served
+from tests.support.served import Served, scripted, served, until
 from tests.support.service import endless
 
 ROOT = Path(__file__).parents[2]
@@ -58,6 +58,18 @@ def test_text_and_chat_as_in_the_asynchronous_client(server: Served) -> None:
         assert "Be kind." not in talk.send("Hi").read()
         with pytest.raises(PreviousResponseNotFound):
             client.chat(after="resp_none").send("Hi")
+
+
+def test_a_turn_may_be_typed(server: Served) -> None:
+    with Client(server.url) as client:
+        chat = client.chat()
+        chat.type("Once upon a time there was a king who had no daughters, and")
+        chat.truncate(54)
+        chat.type(".")
+        assert chat.typed == "Once upon a time there was a king who had no daughters."
+        until(lambda: chat.prefilled and chat.prefilled[1], 5)
+        assert f"user\n{chat.typed}" in chat.send().read()
+        assert (chat.typed, chat.prefilled) == ("", None)
 
 
 def test_an_answer_is_stopped_by_a_turn_by_the_block_and_by_another_thread(server: Served) -> None:
@@ -128,4 +140,4 @@ def test_what_the_documentation_shows_runs(snippet: str, server: Served, capsys:
 
 
 def test_the_documentation_shows_both_forms() -> None:
-    assert len(SNIPPETS) == 3
+    assert len(SNIPPETS) == 4

@@ -96,6 +96,9 @@ def test_what_cannot_be_is_refused_by_its_name(given: dict[str, Any], said: str)
 
 
 def test_responses_are_kept_in_memory_or_in_redis() -> None:
-    for given, store in (({}, ":memory:"), ({"ingresses": "2", "store": "redis://host"}, "redis://host")):
-        front: Any = build({"engine": "scripted"} | given)._bound_deployment
-        assert front.init_args[1]["store"] == store
+    shared = {"ingresses": "2", "store": "redis://host"}
+    cases: list[tuple[dict[str, str], str]] = [({}, ":memory:"), (shared, "redis://host")]
+    for given, store in cases:
+        front = build({"engine": "scripted"} | given)._bound_deployment
+        arguments: tuple[Any, ...] = front.init_args
+        assert arguments[1]["store"] == store

@@ -149,6 +149,8 @@ class Connection:
 class ChatSocket(Connection):
     """A WebSocket client that writes its own frames."""
 
+    path = "/"
+
     def open(self, headers: Mapping[str, str] | None = None) -> Self:
         """Ask for the socket; returns once it is there."""
         self.ask(headers)
@@ -164,7 +166,7 @@ class ChatSocket(Connection):
             "Sec-WebSocket-Version": "13",
             "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
         }
-        return self.request("GET", "/", None, wanted | dict(headers or {}))
+        return self.request("GET", self.path, None, wanted | dict(headers or {}))
 
     def text(self, text: str) -> Self:
         return self.send(frame(TEXT, text.encode()))

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
+from websockets.typing import Subprotocol
 
 from causerie.config import Settings
 from causerie.errors import ConfigError
@@ -218,3 +219,24 @@ def test_others_are_listened_to_when_that_is_said_or_keys_are_asked_for(chosen: 
 def test_url_is_one_that_a_client_can_use() -> None:
     with contextlib.closing(bind(Settings(host="0.0.0.0", port=0, allow_anonymous=True))) as sock:
         assert url_of(sock) == f"http://127.0.0.1:{sock.getsockname()[1]}"
+
+
+@pytest.mark.parametrize(("path", "protocols"), [("/v1/responses", None), ("/", [Subprotocol("causerie.chat.v1")])])
+async def test_sockets_of_responses_are_closed_after_the_answers_that_they_give(
+    path: str, protocols: list[Subprotocol] | None
+) -> None:
+    async with server_process(length=40) as server:
+        url = server.url.replace("http", "ws") + path
+        async with connect(url, subprotocols=protocols) as idle, connect(url, subprotocols=protocols) as busy:
+            await busy.send('{"type": "response.create", "input": "Hello"}')
+            while '"response.in_progress"' not in str(await busy.recv()):
+                pass
+            server.signal(signal.SIGTERM)
+            for socket, last in ((idle, ""), (busy, '"response.completed"')):
+                frames = [""]
+                with pytest.raises(ConnectionClosed) as caught:
+                    while True:
+                        frames.append(str(await socket.recv()))
+                assert last in frames[-1]
+                assert caught.value.rcvd is not None and caught.value.rcvd.code == 1012
+        assert await server.end() == (0, "")

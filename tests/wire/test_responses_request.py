@@ -213,7 +213,7 @@ def test_field_that_changes_nothing_is_accepted(harmless: dict[str, Any]) -> Non
         ({"conversation": 3}, "conversation"),
         ({"previous_response_id": ["resp"]}, "previous_response_id"),
         ({"on_disconnect": "grace(-1)"}, "on_disconnect"),
-        ({"on_disconnect": "grace(3601)"}, "on_disconnect"),
+        ({"on_disconnect": "grace(86401)"}, "on_disconnect"),
         ({"on_disconnect": 5}, "on_disconnect"),
         ({"n": 2}, "n"),
         ({"input": None}, "input"),

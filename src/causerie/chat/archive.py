@@ -6,8 +6,6 @@ read from there. Both look the same to a reader.
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -22,19 +20,14 @@ from causerie.chat.response import Turn
 from causerie.chat.service import ChatService
 from causerie.chat.store import Retention, Store
 from causerie.chat.stored_reader import Kept
+from causerie.chat.sweeper import Sweeper
 from causerie.errors import (
     ConversationBusy,
     ConversationNotFound,
     PreviousResponseRunning,
     ResponseNotFound,
-    StoreError,
 )
 from causerie.types import CancelCause, GenerationRequest, OnDisconnect, PrefillProgress, Started
-
-logger = logging.getLogger("causerie.store")
-
-SWEEP_SECONDS = 600.0
-"""Between two looks at what is too old."""
 
 
 class Wanted(Protocol):
@@ -67,6 +60,8 @@ class Live(NamedTuple):
 
     record: ResponseRecord
     log: ResponseLog
+    history: Sequence[Item]
+    """The items that it continues."""
 
     @property
     def stream(self) -> Stream:
@@ -100,33 +95,31 @@ class Archive:
     def __init__(self, service: ChatService, store: Store, retention: Retention) -> None:
         self.store = store
         self._service = service
-        self._retention = retention
         self._journal = Journal(store)
         self._runner = uuid.uuid4().hex
         self._memory = Memory()
         self._live: dict[tuple[str, str], Live] = {}
         self._conversations: set[tuple[str, str]] = set()
-        self._sweeping: asyncio.Task[None] | None = None
-        self._sweep_timer: asyncio.TimerHandle | None = None
+        self._sweeper = Sweeper(store, retention)
 
     async def start(self) -> None:
         """Open the store. Raises StoreError."""
         await self.store.open(self._runner, self._asked_to_cancel)
-        self._sweep()
+        self._sweeper.start()
 
     async def stop(self) -> None:
         """After the service has stopped: keep what is still to be kept, and close. Safe to call twice."""
-        if self._sweep_timer is not None:
-            self._sweep_timer.cancel()
-        if self._sweeping is not None:
-            self._sweeping.cancel()
-            await asyncio.wait({self._sweeping})
+        await self._sweeper.stop()
         await self._journal.settle()
         await self.store.close()
 
-    async def create(self, owner: str, wanted: Wanted, id_: str | None = None) -> Live:
+    async def create(
+        self, owner: str, wanted: Wanted, *, id_: str | None = None, history: Sequence[Item] | None = None
+    ) -> Live:
         """Begin a response, under a new id if none is given. The caller takes a reader at once, and closes it in a
         ``finally``.
+
+        ``history`` is what a response continues that is not kept here, where the caller knows it.
 
         Raises what ``ChatService.create`` raises; DuplicateRequest for an id that is taken; PreviousResponseNotFound,
         PreviousResponseRunning, ConversationNotFound or ConversationBusy; StoreError.
@@ -136,13 +129,13 @@ class Archive:
         id_ = id_ or f"resp_{uuid.uuid4().hex}"
         conversation = wanted.conversation
         if conversation is None:
-            return await self._create(owner, id_, wanted, lambda: None)
+            return await self._create(owner, id_, wanted, history, lambda: None)
         key = owner, conversation
         if key in self._conversations:
             raise _busy(conversation)
         self._conversations.add(key)
         try:
-            return await self._create(owner, id_, wanted, lambda: self._conversations.discard(key))
+            return await self._create(owner, id_, wanted, history, lambda: self._conversations.discard(key))
         except BaseException:
             self._conversations.discard(key)
             raise
@@ -157,6 +150,11 @@ class Archive:
             raise _no_response(id_)
         kept = Kept(self.store, owner, id_, await self.store.events(owner, id_))
         return Stream(found, list(kept.events), kept.reader, lambda: kept.ended_at)
+
+    def running(self, owner: str, conversation: str) -> str | None:
+        """The response of the conversation that this process generates now."""
+        live = (each.record for (of, _), each in self._live.items() if of == owner)
+        return next((record.id for record in live if record.conversation == conversation), None)
 
     async def cancel(self, owner: str, id_: str) -> ResponseRecord:
         """Stop it, wherever it is generated, and return it as it then is; one that is over stays as it is."""
@@ -190,12 +188,20 @@ class Archive:
             await _read_out(live.log.reader(len(live.log.history())))
         return live is not None
 
-    async def _create(self, owner: str, id_: str, wanted: Wanted, on_closed: Callable[[], None]) -> Live:
-        history = await self._history(owner, wanted)
+    async def _create(
+        self,
+        owner: str,
+        id_: str,
+        wanted: Wanted,
+        history: Sequence[Item] | None,
+        on_closed: Callable[[], None],
+    ) -> Live:
+        if history is None:
+            history = await self.history(owner, wanted)
         record = self._record(owner, id_, wanted)
         request = wanted.request(id_, owner, history)
         if not wanted.store:
-            return Live(record, await self._service.create(request))
+            return Live(record, await self._service.create(request), history)
 
         place = wanted.conversation or wanted.previous
         turn = Turn(self._memory.find(place), continues=bool(history))
@@ -207,7 +213,7 @@ class Archive:
             on_closed()
 
         recording = self._journal.record(record, closed)
-        live = Live(record, await self._service.create(request, recording, turn))
+        live = Live(record, await self._service.create(request, recording, turn), history)
         await self._begin(live, recording, history)
         return live
 
@@ -231,7 +237,8 @@ class Archive:
             live.log.cancel(CancelCause.STOPPED)
             raise _busy(conversation)
 
-    async def _history(self, owner: str, wanted: Wanted) -> list[Item]:
+    async def history(self, owner: str, wanted: Wanted) -> list[Item]:
+        """The items that a response continues. Raises what ``create`` raises for its previous one or conversation."""
         if wanted.conversation is not None:
             if await self.store.conversation(owner, wanted.conversation) is None:
                 raise ConversationNotFound(
@@ -268,21 +275,6 @@ class Archive:
         for (_, known), live in list(self._live.items()):
             if known == id_:
                 live.log.cancel(CancelCause.STOPPED)
-
-    def _sweep(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._sweep_timer = loop.call_later(SWEEP_SECONDS, self._sweep)
-        if self._sweeping is None or self._sweeping.done():
-            self._sweeping = loop.create_task(self._remove_old())
-
-    async def _remove_old(self) -> None:
-        try:
-            gone = await self.store.sweep(time.time(), self._retention)
-        except StoreError as error:
-            logger.error("nothing old could be removed: %s", error)
-        else:
-            if gone:
-                logger.info("%d old responses and conversations were removed", gone)
 
 
 async def _read_out(reader: EventReader) -> None:

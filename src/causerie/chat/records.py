@@ -133,4 +133,5 @@ _ENDS = {
     FinishReason.STOP: (Status.COMPLETED, None),
     FinishReason.LENGTH: (Status.INCOMPLETE, "max_output_tokens"),
     FinishReason.CANCELLED: (Status.CANCELLED, None),
+    FinishReason.STEERED: (Status.INCOMPLETE, "steered"),
 }

@@ -147,8 +147,11 @@ class Response:
 
     def _begin(self) -> None:
         self._owner.metrics.queue_time(time.perf_counter() - self._arrived)
+        whole = self._request.n > 1 or not self._request.generate
+        if not self._request.generate:
+            self._cached = self._owner.engine.cached(self._ids)
         self._reading = self._owner.reader.begin(
-            self._ids, whole=self._request.n > 1, on_progress=self._progress, on_ready=self._read
+            self._ids, whole=whole, on_progress=self._progress, on_ready=self._read
         )
         if self._reading is None:
             self._run()
@@ -166,6 +169,10 @@ class Response:
             self.fail(_error(failure))
 
     def _run(self) -> None:
+        if not self._request.generate:
+            self._progress(self._owner.engine.cached(self._ids))
+            self._end(Finished((FinishReason.STOP,), self._usage), FinishReason.STOP)
+            return
         owner, seed = self._owner, self._sampling.seed
         self.log.append(Started(len(self._ids), self._dropped))
         for index in range(self._request.n):
@@ -233,9 +240,10 @@ class Response:
         if self.log.ended:
             return
         self._owner.metrics.cancelled(cause)
-        reasons = tuple(choice.reason or FinishReason.CANCELLED for choice in self._choices)
-        reasons += (FinishReason.CANCELLED,) * (self._request.n - len(reasons))
-        self._end(Finished(reasons, self._usage), FinishReason.CANCELLED)
+        reason = FinishReason.STEERED if cause is CancelCause.STEERED else FinishReason.CANCELLED
+        reasons = tuple(choice.reason or reason for choice in self._choices)
+        reasons += (reason,) * (self._request.n - len(reasons))
+        self._end(Finished(reasons, self._usage), reason)
 
     def fail(self, error: CauserieError) -> None:
         """End it for its readers as failed; whatever still runs of it is cancelled."""

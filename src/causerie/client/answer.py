@@ -39,6 +39,7 @@ class AsyncAnswer:
         self._pieces: AsyncGenerator[str, None] = picked_up(source, patience)
         self._reading = asyncio.Lock()
         self._stopped = False
+        self._settled = False
         self._error: Exception | None = None
 
     @property
@@ -50,6 +51,11 @@ class AsyncAnswer:
     def finish_reason(self) -> FinishReason | None:
         """None until it has ended, and if it failed."""
         return None if self._source.end is None else self._source.end.reason
+
+    @property
+    def ended(self) -> bool:
+        """Whether the server is done with it; what is left of it may still be read."""
+        return self._source.end is not None or self._error is not None or self._settled
 
     @property
     def usage(self) -> Usage | None:
@@ -80,9 +86,10 @@ class AsyncAnswer:
     async def cancel(self) -> None:
         """Stop it. What had been said by then still comes, and then its end; nothing happens if it has ended."""
         self._stopped = True
-        if self._source.end is None and self._error is None:
+        if not self.ended:
             with contextlib.suppress(ResponseNotFound, StreamExpired):
                 await repeated(self._source.cancel, self._patience)
+            self._settled = True
 
     async def aclose(self) -> None:
         """Stop it, and leave."""

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any, Unpack
 from weakref import WeakSet
 
+from causerie.client.ahead import Ahead
 from causerie.client.answer import AsyncAnswer
 from causerie.client.retry import repeated
 from causerie.client.server import Call, Patience, Server
@@ -26,6 +27,7 @@ class AsyncClient:
     ) -> None:
         self._server = Server(url, api_key, patience or Patience())
         self._answers = WeakSet[AsyncAnswer]()
+        self._aheads = WeakSet[Ahead]()
 
     @property
     def url(self) -> str:
@@ -50,7 +52,9 @@ class AsyncClient:
 
         A conversation is everybody's who has its id and the key; what came after a response is this chat's own.
         """
-        return AsyncChat(self._server, self._answers, _fields(instructions, sampling), conversation, after)
+        ahead = Ahead(self._server)
+        self._aheads.add(ahead)
+        return AsyncChat(self._server, self._answers, ahead, _fields(instructions, sampling), conversation, after)
 
     async def create_conversation(self, metadata: Mapping[str, str] | None = None) -> str:
         """The id of a new conversation, which the server keeps."""
@@ -60,6 +64,8 @@ class AsyncClient:
 
     async def aclose(self) -> None:
         """Stop what is still being answered, and leave."""
+        for ahead in list(self._aheads):
+            await ahead.aclose()
         for answer in list(self._answers):
             with contextlib.suppress(CauserieError):
                 await answer.aclose()
@@ -81,12 +87,15 @@ class AsyncChat:
         self,
         server: Server,
         answers: WeakSet[AsyncAnswer],
+        ahead: Ahead,
         fixed: Mapping[str, Any],
         conversation: str | None,
         after: str | None,
     ) -> None:
         self._server = server
         self._answers = answers
+        self._ahead = ahead
+        self._typed = ""
         self._fixed = fixed
         self._conversation = conversation
         self._after = after
@@ -97,17 +106,41 @@ class AsyncChat:
         """The id of the last response: where ``AsyncClient.chat(after=…)`` goes on."""
         return self._after
 
-    async def send(self, text: str) -> AsyncAnswer:
-        """Say something; the answer has been accepted, and is to be read. One that still comes is interrupted."""
+    @property
+    def typed(self) -> str:
+        """What has been typed of the next turn."""
+        return self._typed
+
+    @property
+    def prefilled(self) -> tuple[int, int] | None:
+        """While typing: how many tokens of the conversation and the typed text are settled, and how many of them the
+        model has read. None where the server does not say."""
+        return self._ahead.prefilled
+
+    def type(self, text: str) -> None:
+        """Add to the next turn, which the server reads ahead; ``send`` sends it. Waits for nothing."""
+        self._edit(self._typed + text)
+
+    def truncate(self, length: int) -> None:
+        """Keep the first ``length`` characters of what has been typed."""
+        self._edit(self._typed[:length])
+
+    async def send(self, text: str | None = None) -> AsyncAnswer:
+        """Say ``text``, or what has been typed; the answer has been accepted, and is to be read.
+
+        One that still comes is interrupted. What has been typed stays if this raises.
+        """
         await self.interrupt()
-        answer = AsyncAnswer(ResponseStream(self._server, self._body(text)), self._server.patience)
+        body = self._body() | {"input": self._typed if text is None else text}
+        answer = AsyncAnswer(ResponseStream(self._server, body), self._server.patience)
         self._answers.add(answer)
         try:
             await answer.begin()
         except BaseException:
             await answer.aclose()
             raise
-        self._answer, self._after = answer, answer.id
+        self._answer, self._after, self._typed = answer, answer.id, ""
+        self._ahead.done()
         return answer
 
     async def interrupt(self) -> None:
@@ -115,10 +148,16 @@ class AsyncChat:
         if self._answer is not None:
             await self._answer.cancel()
 
-    def _body(self, text: str) -> dict[str, Any]:
+    def _edit(self, text: str) -> None:
+        self._typed = text
+        # What the answer will have said is not known yet, and the turn comes behind it.
+        if self._answer is None or self._answer.ended:
+            self._ahead.show(text, self._body())
+
+    def _body(self) -> dict[str, Any]:
         if self._conversation is not None:
-            return {**self._fixed, "input": text, "conversation": self._conversation}
-        return {**self._fixed, "input": text, "previous_response_id": self._after}
+            return {**self._fixed, "conversation": self._conversation}
+        return {**self._fixed, "previous_response_id": self._after}
 
 
 def _fields(instructions: str | None, sampling: Sampling) -> dict[str, Any]:

@@ -65,16 +65,21 @@ class Server:
             )
         self.patience = patience
         self.url = (url if "://" in url else f"http://{url}").rstrip("/").removesuffix("/v1")
+        self.headers = {} if key is None else {"Authorization": f"Bearer {key}"}
         timeout = httpx2.Timeout(patience.silence, connect=patience.connect)
         try:
             self._http = httpx2.AsyncClient(
                 base_url=self.url,
-                headers={} if key is None else {"Authorization": f"Bearer {key}"},
+                headers=self.headers,
                 timeout=timeout,
                 limits=httpx2.Limits(max_connections=None, max_keepalive_connections=20),
             )
         except httpx2.InvalidURL as error:
             raise ConfigError(f"{url!r} is no server's address: {error}", param="url") from None
+
+    def socket_url(self, path: str) -> str:
+        scheme, _, rest = self.url.partition("://")
+        return f"{'wss' if scheme == 'https' else 'ws'}://{rest}{path}"
 
     async def aclose(self) -> None:
         await self._http.aclose()

@@ -103,7 +103,25 @@ class Chat:
         """See ``AsyncChat.last``."""
         return self._chat.last
 
-    def send(self, text: str) -> Answer:
+    @property
+    def typed(self) -> str:
+        """See ``AsyncChat.typed``."""
+        return self._chat.typed
+
+    @property
+    def prefilled(self) -> tuple[int, int] | None:
+        """See ``AsyncChat.prefilled``."""
+        return self._chat.prefilled
+
+    def type(self, text: str) -> None:
+        """See ``AsyncChat.type``."""
+        self._loop.run(_on_loop(self._chat.type, text))
+
+    def truncate(self, length: int) -> None:
+        """See ``AsyncChat.truncate``."""
+        self._loop.run(_on_loop(self._chat.truncate, length))
+
+    def send(self, text: str | None = None) -> Answer:
         """See ``AsyncChat.send``."""
         return Answer(self._loop.run(self._chat.send(text)), self._loop)
 
@@ -161,6 +179,10 @@ class Answer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+async def _on_loop(call: Callable[[T], None], value: T) -> None:
+    call(value)
 
 
 async def _next(answer: AsyncAnswer) -> str | None:

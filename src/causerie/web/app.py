@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
@@ -16,9 +17,11 @@ from causerie.web.access import Access
 from causerie.web.chatbot import Chatbot
 from causerie.web.conversations import Conversations
 from causerie.web.errors import ForeignOrigin, UnknownHost, error_response, routing_error
+from causerie.web.framed_chat import FramedChat
 from causerie.web.openai import Completions, Models
 from causerie.web.ops import Health, MetricsPage, Ready, Welcome
 from causerie.web.requests import ClientGone, discard_body, request_id
+from causerie.web.response_socket import ResponseSockets
 from causerie.web.responses import Responses
 from causerie.web.streams import ResponseCut
 from causerie.web.textbot import Textbot
@@ -52,7 +55,8 @@ class App:
     ) -> None:
         self._access = access
         self._rejected = service.metrics.rejected
-        self._chatbot = Chatbot(service)
+        self._sockets = ResponseSockets(service, archive)
+        self._chatbot = Chatbot(service, archive, FramedChat(service, archive, self._sockets))
         models = Models(service)
         textbot = Textbot(service)
         responses = Responses(service, archive)
@@ -70,6 +74,7 @@ class App:
                 Route("/v1/completions", text, methods=["POST"]),
                 Route("/v1/completions/{id:path}", Endpoint(text.read_again), methods=["GET"]),
                 Route("/v1/responses", Endpoint(responses.create), methods=["POST"]),
+                WebSocketRoute("/v1/responses", self._sockets),
                 Route("/v1/responses/{id}", Endpoint(responses.read), methods=["GET"]),
                 Route("/v1/responses/{id}", Endpoint(responses.delete), methods=["DELETE"]),
                 Route("/v1/responses/{id}/cancel", Endpoint(responses.cancel), methods=["POST"]),
@@ -92,8 +97,8 @@ class App:
         )
 
     async def drain(self) -> None:
-        """Close idle chat sockets now, and the others after the answer that they are giving."""
-        await self._chatbot.drain()
+        """Close idle sockets now, and the others after the answers that they are giving."""
+        await asyncio.gather(self._chatbot.drain(), self._sockets.drain())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":

@@ -1,7 +1,7 @@
 """WebSocket ``/``: a call with the model. Text frames are turns, text frames are the answer, then the sentinel.
 
-The conversation lives as long as the socket. A failure closes it with a code from ``causerie.web.errors`` and a
-reason, and without a sentinel.
+The conversation lives as long as the socket, or is a stored one that the client joins. A failure closes it with a
+code from ``causerie.web.errors`` and a reason, and without a sentinel.
 """
 
 from __future__ import annotations
@@ -9,22 +9,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import uuid
 
 from starlette.types import Receive, Scope, Send
 
-from causerie.chat.conversation import Conversation
+from causerie.chat.archive import Archive
 from causerie.chat.log import ResponseLog
-from causerie.chat.response import Turn
 from causerie.chat.service import ChatService
 from causerie.errors import CauserieError, RequestTooLarge, ShuttingDown
-from causerie.text.turns import Seen
-from causerie.types import CancelCause, Failed, Finished, GenerationRequest, SamplingParams, Started, TextDelta
-from causerie.web.errors import ForeignOrigin, meaning
+from causerie.types import CancelCause, Failed, Finished, Started, TextDelta
+from causerie.web.errors import meaning
+from causerie.web.framed_chat import FRAMED, FramedChat, check_conversation
 from causerie.web.openai import limits_of
 from causerie.web.pulse import Pulse
-from causerie.web.requests import same_origin
+from causerie.web.requests import owner_of
+from causerie.web.response_socket import check_opening
 from causerie.web.streams import CONNECTION, cancelled_error
+from causerie.web.talks import KeptTalk, PassingTalk, Talk
 from causerie.wire.chat_socket import ChatSocket, close_reason
 from causerie.wire.textbot import parse_socket
 
@@ -39,27 +39,39 @@ INTERNAL_ERROR = 1011
 class Chatbot:
     """Opens sessions, and knows the open ones."""
 
-    def __init__(self, service: ChatService) -> None:
+    def __init__(self, service: ChatService, archive: Archive, framed: FramedChat) -> None:
         self._service = service
+        self._archive = archive
+        self._framed = framed
         self._sessions: set[Session] = set()
         self._draining = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
-        if not same_origin(scope):
-            raise ForeignOrigin("This page's origin may not open a socket here.", param="Origin")
+        check_opening(scope)
+        if FRAMED in scope["subprotocols"]:
+            await self._framed(scope, receive, send)
+            return
         if self._draining or not self._service.ready:
             raise ShuttingDown("The server is not ready, or is shutting down.", retry_after=5)
-        sampling, stop = parse_socket(scope["query_string"], limits_of(self._service))
+        talk = await self._talk(scope)
         # A browser that offers protocols, to send its key as one, hangs up unless one of them is taken.
         protocol = PROTOCOL if PROTOCOL in scope["subprotocols"] else None
         await send({"type": "websocket.accept", "subprotocol": protocol})
-        session = Session(self._service, sampling, stop, scope, receive, send)
+        session = Session(self._service, talk, scope, receive, send)
         self._sessions.add(session)
         try:
             await session.run()
         finally:
             self._sessions.discard(session)
+
+    async def _talk(self, scope: Scope) -> Talk:
+        call = parse_socket(scope["query_string"], limits_of(self._service))
+        if call.conversation is None:
+            return PassingTalk(self._service, call)
+        owner = owner_of(scope)
+        await check_conversation(self._archive, owner, call.conversation)
+        return KeptTalk(self._service, self._archive, owner, call.conversation, call)
 
     async def drain(self) -> None:
         """Open no more sessions; close the idle ones now, the others after the answer that they are giving."""
@@ -70,28 +82,17 @@ class Chatbot:
 class Session:
     """One socket. The caller's task receives; a second one answers, a turn at a time."""
 
-    def __init__(
-        self,
-        service: ChatService,
-        sampling: SamplingParams,
-        stop: tuple[str, ...],
-        scope: Scope,
-        receive: Receive,
-        send: Send,
-    ) -> None:
+    def __init__(self, service: ChatService, talk: Talk, scope: Scope, receive: Receive, send: Send) -> None:
         self._service = service
-        self._sampling = sampling
-        self._stop = stop
+        self._talk = talk
         self._connection = scope.get("extensions", {}).get(CONNECTION)
         self._receive = receive
         self._send = send
         self._socket = ChatSocket()
-        self._conversation = Conversation(overflow=service.settings.context_overflow)
         self._turns = asyncio.Event()
         self._closed = False
         self._draining = False
         self._log: ResponseLog | None = None
-        self._seen: Seen | None = None
 
     async def run(self) -> None:
         """Until the client leaves or the socket is closed; leaves nothing running."""
@@ -148,10 +149,7 @@ class Session:
             await self._close(INTERNAL_ERROR, "The server failed to answer this turn.")
 
     async def _answer(self, turn: str) -> None:
-        prompt = self._conversation.prompt_with(turn)
-        request = GenerationRequest(uuid.uuid4().hex, prompt, self._sampling, stop=self._stop)
-        step = Turn(self._seen, continues=bool(self._conversation.messages))
-        log = self._log = await self._service.create(request, turn=step)
+        log = self._log = await self._talk.begin(turn)
         said: list[str] = []
         async with log.reader() as reader:
             async for _, event in reader:
@@ -161,15 +159,14 @@ class Session:
                         for frame in self._socket.frames(part.text):
                             await self._send_text(frame)
                 elif type(event) is Started:
-                    self._conversation.forget(event.dropped_messages)
+                    self._talk.started(event)
                 elif type(event) is Failed:
                     raise event.error
                 elif type(event) is Finished:
                     error = cancelled_error(event)
                     if error is not None:
                         raise error
-        self._conversation.record(turn, "".join(said))
-        self._seen = step.after
+        self._talk.said(turn, said)
         await self._send_text(self._socket.end_turn())
 
     async def _send_text(self, text: str) -> None:

@@ -82,7 +82,7 @@ class Responses:
         try:
             found = await self._archive.find(owner, id_)
         except ResponseNotFound:
-            return (await self._archive.create(owner, call, id_)).stream
+            return (await self._archive.create(owner, call, id_=id_)).stream
         check_same(call, found.record)
         return found
 

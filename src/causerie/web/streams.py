@@ -40,7 +40,7 @@ class Encoder(Protocol):
 
 def cancelled_error(event: Finished) -> Cancelled | None:
     """The error that a cancelled response is to whoever still reads it."""
-    if FinishReason.CANCELLED in event.reasons:
+    if not {FinishReason.CANCELLED, FinishReason.STEERED}.isdisjoint(event.reasons):
         return Cancelled("The response was cancelled before it was finished.")
     return None
 

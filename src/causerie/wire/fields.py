@@ -28,14 +28,14 @@ _NUMBER = re.compile(r"-?\d{1,40}(\.\d{0,40})?([eE][+-]?\d{1,4})?", re.ASCII)
 _KINDS = {dict: "an object", list: "an array", bool: "a boolean", int: "an integer", float: "a number", str: "a string"}
 
 
-def parse_object(body: bytes) -> dict[str, object]:
-    """A request body that must be one JSON object. Raises InvalidRequest, also for nesting past 1,024 levels."""
+def parse_object(body: bytes | str, what: str = "body") -> dict[str, object]:
+    """What a client sent that must be one JSON object. Raises InvalidRequest, also for nesting past 1,024 levels."""
     try:
         value = orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise InvalidRequest(f"The body is not valid JSON: {error}.") from None
+        raise InvalidRequest(f"The {what} is not valid JSON: {error}.") from None
     if not isinstance(value, dict):
-        raise InvalidRequest(f"The body must be a JSON object, not {kind(value)}.")
+        raise InvalidRequest(f"The {what} must be a JSON object, not {kind(value)}.")
     return value
 
 

@@ -87,6 +87,8 @@ class ResponseCall:
     stop: tuple[str, ...]
     on_disconnect: OnDisconnect | None
     """None where the request does not say: a response in the background then goes on, another is cancelled."""
+    generate: bool
+    """False: the prompt is read, and nothing is answered."""
     parameters: Mapping[str, object]
     """What the request named, as the API echoes it (``ResponseRecord.parameters``)."""
 
@@ -105,12 +107,24 @@ class ResponseCall:
             owner=owner,
             on_disconnect=self.on_disconnect or default,
             format_field="text.format",
+            generate=self.generate,
         )
 
 
 def parse_response(body: bytes, limits: Limits, new_id: NewId = new_item_id) -> ResponseCall:
     """A body of ``/v1/responses``. Raises InvalidRequest, UnsupportedParameter or ModelNotFound."""
-    values = parse_object(body)
+    return response_call(parse_object(body), limits, new_id)
+
+
+def response_call(
+    values: Mapping[str, object],
+    limits: Limits,
+    new_id: NewId = new_item_id,
+    *,
+    needs_input: bool = True,
+    generate: bool = True,
+) -> ResponseCall:
+    """The same of a body's members. Without ``needs_input`` there may be none although nothing is continued."""
     fields = Fields(values)
     check_model(fields, limits)
     previous, conversation = _take_context(fields)
@@ -127,7 +141,7 @@ def parse_response(body: bytes, limits: Limits, new_id: NewId = new_item_id) -> 
     ids = fields.take("stop_token_ids")
     stop_ids = () if ids is None else check_token_ids(ids, "stop_token_ids", limits, MAX_STOP_TOKEN_IDS)
     call = ResponseCall(
-        input=_take_input(fields, new_id, needed=previous is None and conversation is None),
+        input=_take_input(fields, new_id, needed=needs_input and previous is None and conversation is None),
         instructions=_take_instructions(fields),
         previous=previous,
         conversation=conversation,
@@ -145,6 +159,7 @@ def parse_response(body: bytes, limits: Limits, new_id: NewId = new_item_id) -> 
         ),
         stop=take_stop(fields),
         on_disconnect=take_on_disconnect(fields),
+        generate=generate,
         parameters=parameters,
     )
     fields.neutral(_NEUTRAL)

@@ -22,6 +22,7 @@ from causerie.wire import sse
 from causerie.wire.disconnect import take_on_disconnect
 from causerie.wire.fields import QueryFields, query_pairs
 from causerie.wire.openai import usage_object
+from causerie.wire.queries import MAX_ID_LENGTH
 from causerie.wire.sampling import (
     MAX_STOP_TOKEN_IDS,
     SAMPLING_NAMES,
@@ -103,9 +104,20 @@ def _take_call(fields: QueryFields, text: str, limits: Limits) -> TextCall:
     return TextCall(prompt, sampling, stop, on_disconnect)
 
 
-def parse_socket(query: bytes, limits: Limits) -> tuple[SamplingParams, tuple[str, ...]]:
-    """How to sample every answer of a chat socket, and the stop strings, from its URL. Raises InvalidRequest."""
-    return _take_all(QueryFields(query_pairs(query)), limits, ())
+@dataclass(frozen=True, slots=True)
+class SocketCall:
+    """How to sample every answer of a chat socket, and the stored conversation that its turns belong to, if one."""
+
+    sampling: SamplingParams
+    stop: tuple[str, ...]
+    conversation: str | None = None
+
+
+def parse_socket(query: bytes, limits: Limits) -> SocketCall:
+    """A chat socket's URL. Raises InvalidRequest."""
+    fields = QueryFields(query_pairs(query))
+    conversation = fields.text("conversation", MAX_ID_LENGTH)
+    return SocketCall(*_take_all(fields, limits, ("conversation",)), conversation)
 
 
 def _take_all(fields: QueryFields, limits: Limits, others: tuple[str, ...]) -> tuple[SamplingParams, tuple[str, ...]]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from causerie.chat.store import Store
 from causerie.errors import ConfigError
@@ -37,8 +37,7 @@ def make_store(reference: str, max_bytes: int, *, port: int = 0, environ: Mappin
 def place_of(reference: str, *, port: int, environ: Mapping[str, str] = os.environ) -> str:
     """What ``reference`` names, for whoever starts the server: a file, memory, or a Redis without its password."""
     if reference.startswith(_REDIS):
-        parts = urlsplit(reference)
-        return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
+        return re.sub(r"//[^/]*@", "//", reference).partition("?")[0]
     path = _path(reference, port, environ)
     return "memory, for as long as the server runs" if path == ":memory:" else str(path)
 

@@ -1,0 +1,316 @@
+"""The Responses socket's machine: lanes in order, steering, interruption, the input buffer; without I/O."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from causerie.chat.records import Item, Status
+from causerie.errors import CauserieError, EngineError, RequestTooLarge
+from causerie.types import CancelCause
+from causerie.wire.kept_answers import MAX_ANSWERS, MAX_CHARACTERS, KeptAnswers
+from causerie.wire.response_socket import MAX_LANES, MAX_STEERS, MAX_WAITING, ResponseSocket
+from causerie.wire.responses_events import StreamEvent
+from causerie.wire.sampling import Limits
+from causerie.wire.socket_events import Append, Clear, Commit, Reading, Truncate
+from causerie.wire.socket_lane import _NEXT, Action, Begin, Lane, Open, Send, State, Stop
+
+LIMITS = Limits(model="m", default_max_tokens=16, max_choices=64, vocab_size=259, context_window=8192)
+READING = Reading(LIMITS)
+
+
+def machine(**options: Any) -> ResponseSocket:
+    return ResponseSocket(lambda error: (400, "invalid_request_error"), READING.opening, **options)
+
+
+def tell(socket: ResponseSocket, type_: str, **fields: Any) -> list[Action]:
+    return socket.receive(READING.parse(json.dumps({"type": type_} | fields)))
+
+
+def create(socket: ResponseSocket, lane: str | None = None, **fields: Any) -> list[Action]:
+    where = {} if lane is None else {"stream_id": lane}
+    return tell(socket, "response.create", **{"input": "Hi", "store": False} | where | fields)
+
+
+def sent(actions: Sequence[Action]) -> dict[str, Any]:
+    """The one frame among the actions."""
+    (frame,) = [json.loads(action.text) for action in actions if isinstance(action, Send)]
+    assert isinstance(frame, dict)
+    return frame
+
+
+def code(actions: Sequence[Action]) -> str:
+    found: str = sent(actions)["error"]["code"]
+    return found
+
+
+def begun(actions: Sequence[Action]) -> Begin:
+    (begin,) = [action for action in actions if isinstance(action, Begin)]
+    return begin
+
+
+def running(**options: Any) -> ResponseSocket:
+    socket = machine(**options)
+    create(socket)
+    assert socket.created(None, "r1") == []
+    return socket
+
+
+@pytest.mark.parametrize("verb", sorted({verb for verb, _ in _NEXT}))
+@pytest.mark.parametrize("state", list(State))
+def test_only_the_tables_moves_are_possible(verb: str, state: State) -> None:
+    lane = Lane(None, state)
+    if (verb, state) in _NEXT:
+        lane.move(verb)
+        assert lane.state is _NEXT[verb, state]
+    else:
+        with pytest.raises(RuntimeError):
+            lane.move(verb)
+
+
+def test_creates_of_a_lane_wait_and_those_of_another_do_not() -> None:
+    socket = machine()
+    assert begun(create(socket, "a", input="one")).lane == "a"
+    assert create(socket, "a", input="two") == []
+    assert begun(create(socket, "b")).lane == "b"
+    socket.created("a", "r1")
+    assert begun(socket.ended("a", Status.COMPLETED, ())).call.input[0].text == "two"
+    assert not socket.idle
+
+
+def test_events_bear_their_lane() -> None:
+    socket = machine()
+    event = StreamEvent(0, "response.created", b'{"type":"response.created","sequence_number":0}')
+    create(socket, "a")
+    create(socket)
+    assert json.loads(socket.event("a", event).text)["stream_id"] == "a"
+    assert socket.event(None, event).text == event.data.decode()
+
+
+def test_a_refused_create_is_an_error_of_its_lane_and_the_next_has_its_turn() -> None:
+    socket = machine()
+    create(socket, "a")
+    create(socket, "a", input="two")
+    actions = socket.refused("a", EngineError("no"))
+    assert (sent(actions)["stream_id"], code(actions)) == ("a", "engine_error")
+    assert begun(actions).call.input[0].text == "two"
+
+
+def test_lanes_and_what_waits_are_bounded() -> None:
+    socket = machine()
+    for number in range(MAX_LANES):
+        begun(create(socket, f"{number}"))
+    assert code(create(socket, "more")) == "websocket_stream_limit_reached"
+    begun(create(socket))
+    for number in range(MAX_WAITING):
+        assert create(socket, f"{number}") == []
+    assert code(create(socket)) == "overloaded"
+
+
+def test_steers_end_the_response_once_and_go_on_together_in_order() -> None:
+    socket = running()
+    create(socket, input="waits")
+    first = tell(socket, "response.steer", previous_response_id="r1", input="one")
+    assert sent(first)["type"] == "response.steer.accepted" and Stop(None, CancelCause.STEERED) in first
+    second = tell(socket, "response.steer", previous_response_id="r1", input=[{"role": "user", "content": "two"}])
+    assert sent(second)["type"] == "response.steer.accepted" and len(second) == 1
+    said = (Item("a", "assistant", "so far"),)
+    begin = begun(socket.ended(None, Status.INCOMPLETE, said))
+    assert [item.text for item in begin.call.input] == ["one", "two"]
+    assert (begin.call.previous, begin.history) == ("r1", said)
+    assert socket.created(None, "r2") == []
+    assert begun(socket.ended(None, Status.COMPLETED, ())).call.input[0].text == "waits"
+
+
+def test_too_many_steers_are_refused() -> None:
+    socket = running()
+    for _ in range(MAX_STEERS):
+        tell(socket, "response.steer", previous_response_id="r1", input="x")
+    assert code(tell(socket, "response.steer", previous_response_id="r1", input="x")) == "too_many_pending_steers"
+
+
+@pytest.mark.parametrize("how", ["refused", "failed", "cancelled"])
+def test_input_that_was_accepted_and_cannot_be_committed_comes_back_under_its_id(how: str) -> None:
+    socket = running()
+    id_ = sent(tell(socket, "response.steer", previous_response_id="r1", input="x"))["steer"]["id"]
+    if how == "failed":
+        actions = socket.ended(None, Status.FAILED, ())
+    elif how == "cancelled":
+        actions = tell(socket, "response.cancel")
+        assert Stop(None, CancelCause.STOPPED) in actions
+        socket.ended(None, Status.INCOMPLETE, ())
+    else:
+        socket.ended(None, Status.INCOMPLETE, ())
+        actions = socket.refused(None, EngineError("no"))
+    frame = sent(actions)
+    assert frame["steer"] == {"id": id_, "previous_response_id": "r1", "input": "x"}
+    assert code(actions) == ("successor_creation_failed" if how == "refused" else "response_not_active")
+    assert socket.idle
+
+
+def test_a_response_is_cancelled_by_its_id_or_its_lane_also_before_it_exists() -> None:
+    socket = machine()
+    create(socket, "a")
+    assert tell(socket, "response.cancel", stream_id="a") == []
+    assert socket.created("a", "r1") == [Stop("a", CancelCause.STOPPED)]
+    assert tell(socket, "response.cancel", response_id="r1") == [Stop("a", CancelCause.STOPPED)]
+    assert code(tell(socket, "response.steer", previous_response_id="r1", input="x")) == "response_not_active"
+    socket.ended("a", Status.CANCELLED, ())
+    assert code(tell(socket, "response.cancel", response_id="r1")) == "response_not_active"
+    assert code(tell(socket, "response.cancel", response_id="r1", stream_id="a")) == "invalid_value"
+
+
+def test_a_new_turn_interrupts_what_runs_and_what_has_not_begun() -> None:
+    socket = running(interrupting=True)
+    assert create(socket, input="two") == [Stop(None, CancelCause.STOPPED)]
+    assert create(socket, input="three") == [Stop(None, CancelCause.STOPPED)]
+    assert begun(socket.ended(None, Status.CANCELLED, ())).call.input[0].text == "two"
+    assert socket.created(None, "r2") == [Stop(None, CancelCause.STOPPED)]
+    assert begun(socket.ended(None, Status.CANCELLED, ())).call.input[0].text == "three"
+    assert socket.created(None, "r3") == []
+
+
+def test_the_latest_unstored_answers_are_known_with_all_before_them() -> None:
+    kept = KeptAnswers()
+    for number in range(MAX_ANSWERS + 1):
+        kept.add(str(number), (Item("i", "user", "x"),))
+    assert kept.items("0") is None and kept.items("1") is not None
+    kept.add("large", (Item("i", "user", "x" * MAX_CHARACTERS),))
+    assert kept.items("large") is not None and kept.items("2") is None
+    kept.add("larger", (Item("i", "user", "x" * (MAX_CHARACTERS + 1)),))
+    assert kept.items("larger") is None
+
+
+def test_the_buffer_opens_with_its_first_text_and_becomes_the_last_message() -> None:
+    socket = machine()
+    opening = {"input": "Read this:", "stream_id": "a", "store": False}
+    actions = tell(socket, "input_text_buffer.append", text="He", response=opening)
+    assert isinstance(actions[0], Open) and isinstance(actions[1], Append)
+    assert [type(a) for a in tell(socket, "input_text_buffer.append", text="llo")] == [Append]
+    assert tell(socket, "input_text_buffer.truncate", length=3) == [Truncate(3)]
+    assert tell(socket, "input_text_buffer.commit") == [Commit()]
+    begin = begun(socket.committed("Hel"))
+    assert begin.lane == "a" and [item.text for item in begin.call.input] == ["Read this:", "Hel"]
+    assert code(tell(socket, "input_text_buffer.commit")) == "invalid_value"
+    assert [type(a) for a in tell(socket, "input_text_buffer.append", text="x")] == [Open, Append]
+    assert tell(socket, "input_text_buffer.clear") == [Clear()]
+    assert code(tell(socket, "input_text_buffer.truncate", length=0)) == "invalid_value"
+
+
+def test_an_error_says_what_http_would_say() -> None:
+    frame = json.loads(machine().error(RequestTooLarge("Too large.", param="text"), "a").text)
+    assert frame == {
+        "type": "error",
+        "status": 400,
+        "stream_id": "a",
+        "error": {
+            "type": "invalid_request_error",
+            "code": "request_too_large",
+            "message": "Too large.",
+            "param": "text",
+        },
+    }
+
+
+class World:
+    """Whoever feeds the machine: answers what it asks for, in any order, and keeps account."""
+
+    def __init__(self, interrupting: bool) -> None:
+        self.socket = machine(interrupting=interrupting)
+        self.creating: list[str | None] = []
+        self.running: dict[str | None, str] = {}
+        self.begun = self.ended = self.refused = 0
+        self.accepted: set[str] = set()
+        self.settled: list[str] = []
+        self.carried: dict[str | None, list[str]] = {}
+
+    def do(self, actions: Sequence[Action]) -> None:
+        for action in actions:
+            if isinstance(action, Begin):
+                assert action.lane not in self.creating and action.lane not in self.running
+                self.creating.append(action.lane)
+                self.begun += 1
+            elif isinstance(action, Stop):
+                assert action.lane in self.running
+            elif isinstance(action, Send):
+                self.heard(json.loads(action.text))
+
+    def heard(self, frame: dict[str, Any]) -> None:
+        id_ = frame.get("steer", {}).get("id")
+        if frame["type"] == "response.steer.accepted":
+            self.accepted.add(id_)
+        elif frame["type"] == "response.steer.failed" and id_ is not None:
+            self.settled.append(id_)
+
+    def happen(self, choice: int) -> None:
+        if self.creating and (choice % 2 or not self.running):
+            lane = self.creating.pop(choice % len(self.creating))
+            if choice % 5 == 4:
+                self.refused += 1
+                self.do(self.socket.refused(lane, CauserieError("no")))
+            else:
+                steers = [id_ for id_, _ in self.socket._lanes[lane].steers]
+                self.running[lane] = f"r{self.begun}-{self.ended}"
+                self.do(self.socket.created(lane, self.running[lane]))
+                self.settled += steers
+        elif self.running:
+            lane = list(self.running)[choice % len(self.running)]
+            del self.running[lane]
+            self.ended += 1
+            status = [Status.COMPLETED, Status.INCOMPLETE, Status.CANCELLED, Status.FAILED][choice % 4]
+            self.do(self.socket.ended(lane, status, ()))
+
+
+steps = st.one_of(
+    st.tuples(st.just("create"), st.sampled_from([None, "a", "b"])),
+    st.tuples(st.just("steer"), st.integers(0, 3)),
+    st.tuples(st.just("cancel"), st.sampled_from([None, "a", "b"])),
+    st.tuples(st.just("happen"), st.integers(0, 59)),
+    st.tuples(st.just("happen"), st.integers(0, 59)),
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.booleans(), st.lists(steps, max_size=40))
+def test_everything_that_began_ends_and_no_steering_input_is_lost(interrupting: bool, script: list[Any]) -> None:
+    world = World(interrupting)
+    for verb, value in script:
+        if verb == "create":
+            world.do(create(world.socket, value))
+        elif verb == "cancel":
+            world.do(tell(world.socket, "response.cancel", **({} if value is None else {"stream_id": value})))
+        elif verb == "happen":
+            world.happen(value)
+        elif world.running:
+            target = list(world.running.values())[value % len(world.running)]
+            world.do(tell(world.socket, "response.steer", previous_response_id=target, input="x"))
+    while world.creating or world.running:
+        world.happen(0 if world.running else 1)
+    assert world.socket.idle
+    assert world.begun == world.ended + world.refused
+    assert sorted(world.settled) == sorted(world.accepted)
+
+
+NAMES = ["type", "input", "stream_id", "text", "length", "response", "generate", "previous_response_id", "response_id"]
+TYPES = [
+    *("response.create", "response.steer", "response.cancel"),
+    *(f"input_text_buffer.{verb}" for verb in ("append", "truncate", "clear", "commit")),
+]
+anything = st.recursive(
+    st.none() | st.text(max_size=8) | st.integers() | st.booleans(),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(NAMES), inner | st.sampled_from(TYPES), max_size=5)
+    ),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text() | anything.map(json.dumps))
+def test_no_frame_raises(text: str) -> None:
+    machine().receive(READING.parse(text))

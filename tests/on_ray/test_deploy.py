@@ -8,15 +8,18 @@ import shlex
 import subprocess
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
 from click import ClickException
 from ray.serve.schema import HTTPOptionsSchema, ServeApplicationSchema, ServeDeploySchema
 
+from causerie.chat.stores import make_store
 from causerie.keys import hash_of, new_key
 from causerie.ray import build
 from tests.support.ray_cluster import SERVE as SERVE_COMMAND
+from tests.support.redis_server import redis_server
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -181,3 +184,19 @@ def test_the_image_copies_files_that_are_there_and_what_compose_mounts_is_what_i
     assert mounts[f"./{SERVE}"] == command[-1]
     assert (DEPLOY / container["build"]["context"] / container["build"]["dockerfile"]).is_file()
     assert container["ports"] == [f"127.0.0.1:8000:{serve_config(SERVE)['http_options']['port']}"]
+
+
+async def test_composes_redis_is_one_that_the_store_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    (compose,) = documents("compose.yaml")
+    reference = compose["services"]["causerie"]["environment"]["CAUSERIE_STORE"]
+    assert (urlsplit(reference).scheme, urlsplit(reference).hostname) == ("redis", "redis")
+    monkeypatch.setenv("CAUSERIE_STORE", reference)
+    front: Any = build({"engine": "scripted", "ingresses": 2})._bound_deployment
+    assert front.init_args[1]["store"] == reference
+    redis = compose["services"]["redis"]
+    shared = [service["networks"] for service in (redis, compose["services"]["causerie"])]
+    assert shared[0] == ["store"] and "store" in shared[1] and compose["networks"]["store"] == {"internal": True}
+    with redis_server(*redis["command"][1:]) as url:
+        store = make_store(url, 10**6)
+        await store.open("one", lambda _: None)
+        await store.close()

@@ -115,8 +115,7 @@ class Front:
 
     async def stop(self) -> None:
         """When no request is open any more: let what runs without one finish, as long as it may, and keep its end."""
-        left = self._seconds_left()
-        await self._service.drain(left)
+        await self._service.drain(self._seconds_left())
         await self._service.stop()
         await self._archive.stop()
 
@@ -137,6 +136,9 @@ class Front:
     def _on_replicas(self, running: frozenset[str]) -> None:
         if self.name in running:
             self._seen = True
+            if self._draining is not None:
+                self._draining.cancel()
+                self._draining = self._deadline = None
         elif self._seen and (self._draining is None or self._draining.done()):
             self._draining = asyncio.create_task(self._drain(), context=Context())
 
@@ -184,7 +186,8 @@ class Ingress:
 
     async def __del__(self) -> None:
         """Ray Serve awaits it when it stops the replica."""
-        await self._front.stop()
+        if hasattr(self, "_front"):  # Else it never began.
+            await self._front.stop()
 
     def _on_engines(self, running: frozenset[str]) -> None:
         """Admission reckons with those that there are; what comes while there is none waits for one."""
@@ -207,4 +210,5 @@ class Server:
 
     async def __del__(self) -> None:
         """Ray Serve awaits it when it stops the replica."""
-        await self._front.stop()
+        if hasattr(self, "_front"):  # Else it never began.
+            await self._front.stop()

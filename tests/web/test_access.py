@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 from starlette.routing import Router
 from starlette.types import Receive, Scope, Send
@@ -20,6 +22,8 @@ from causerie.errors import ConfigError
 from causerie.keys import ANONYMOUS, hash_of
 from causerie.web.access import KEY_PROTOCOL, Access
 from causerie.web.chatbot import PROTOCOL
+from causerie.web.framed_chat import FRAMED
+from causerie.web.response_socket import SUBPROTOCOL
 from causerie.wire.chat_socket import SENTINEL
 from tests.support.http import connect, request_bytes, send
 from tests.support.server import running_server
@@ -242,3 +246,42 @@ async def test_a_foreign_page_cannot_have_anything_done_where_no_keys_are(origin
         assert await answer.head() == status
         page = await send(url, "GET", "/", headers=headers)
         assert await page.head() == 200
+
+
+async def ask_frame(socket: Any, **fields: Any) -> dict[str, Any]:
+    """Send a frame; the next that comes."""
+    await socket.send(orjson.dumps(fields).decode())
+    found: dict[str, Any] = orjson.loads(await socket.recv())
+    return found
+
+
+async def test_what_one_key_made_is_not_there_for_another_on_any_socket() -> None:
+    async with asyncio.timeout(20), running_server(with_keys()) as url:
+        bobs = {"Authorization": f"Bearer {BOB}"}
+        responses = url.replace("http", "ws") + "/v1/responses"
+        async with (
+            socket_to(url, HEADER, FRAMED) as chat,
+            connect_socket(responses, subprotocols=[SUBPROTOCOL, KEY_PROTOCOL + ALICE]) as alice,  # type: ignore[list-item]
+            connect_socket(responses, additional_headers=bobs) as bob,
+        ):
+            assert alice.subprotocol == SUBPROTOCOL
+            conversation = orjson.loads(await chat.recv())["session"]["conversation"]["id"]
+            made = await ask_frame(alice, type="response.create", input="Hi")
+            id_ = made["response"]["id"]
+            while b'"response.completed"' not in (await alice.recv(decode=False)):
+                pass
+            for field, value in (("previous_response_id", id_), ("conversation", conversation)):
+                refused = await ask_frame(bob, type="response.create", input="Hi", **{field: value})
+                assert refused["type"] == "error" and refused["error"]["code"].endswith("_not_found")
+            steered = await ask_frame(bob, type="response.steer", previous_response_id=id_, input="Hi")
+            assert steered["error"]["code"] == "response_not_found"
+            cancelled = await ask_frame(bob, type="response.cancel", response_id=id_)
+            assert cancelled["error"]["code"] == "response_not_found"
+            for protocols in ([], [FRAMED]):
+                address = f"{url.replace('http', 'ws')}/?conversation={conversation}"
+                with pytest.raises(InvalidStatus) as caught:
+                    await connect_socket(address, additional_headers=bobs, subprotocols=protocols or None)  # type: ignore[arg-type]
+                assert caught.value.response.status_code == 404
+        with pytest.raises(InvalidStatus) as caught:
+            await connect_socket(responses)
+        assert caught.value.response.status_code == 401

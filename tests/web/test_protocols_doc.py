@@ -10,8 +10,19 @@ from openai.types.responses.response_create_params import ResponseCreateParamsBa
 
 from causerie.chat.metrics import Metrics
 from causerie.types import FinishReason
+from causerie.web import framed_chat
 from causerie.web.errors import MEANINGS
-from causerie.wire import completions, conversations, options, queries, responses_request, sampling
+from causerie.wire import (
+    completions,
+    conversations,
+    kept_answers,
+    options,
+    queries,
+    response_socket,
+    responses_request,
+    sampling,
+    socket_events,
+)
 from causerie.wire.chat_socket import MAX_PENDING_TURNS, SENTINEL
 
 DOC = (Path(__file__).parents[2] / "docs" / "protocols.md").read_text(encoding="utf-8")
@@ -44,6 +55,13 @@ def test_every_metric_is_named() -> None:
 
 def test_limits_are_the_ones_in_force() -> None:
     words = " ".join(DOC.split())
+    assert (
+        f"{response_socket.MAX_LANES} named lanes on a socket, {response_socket.MAX_WAITING} responses that wait, "
+        f"{response_socket.MAX_STEERS} inputs that steer one response, {kept_answers.MAX_ANSWERS} unstored responses "
+        f"or {kept_answers.MAX_CHARACTERS:,} characters to be continued" in words
+    )
+    assert f"goes on for {framed_chat.GRACE:g} seconds" in words and f"`{framed_chat.FRAMED}`" in words
+    assert all(f"`{type_}" in DOC for type_ in socket_events._PARSERS)
     assert f"`{SENTINEL}`" in words and f"wait, up to {MAX_PENDING_TURNS}." in words
     assert (
         f"{completions.MAX_MESSAGES:,} messages, {sampling.MAX_CHOICES} choices (and no more than run at once), "

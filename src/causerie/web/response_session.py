@@ -16,13 +16,13 @@ from typing import Any
 from starlette.types import Receive, Scope, Send
 
 from causerie.chat.archive import Archive, Stream
-from causerie.chat.buffer import Typing
 from causerie.chat.log import EventReader
-from causerie.chat.records import Item, Status, outcome_of
+from causerie.chat.records import Status, outcome_of
 from causerie.chat.service import ChatService
 from causerie.errors import CauserieError, RequestTooLarge, ShuttingDown
 from causerie.types import CancelCause, OnDisconnect
 from causerie.web.errors import meaning
+from causerie.web.input_buffer import InputBuffer
 from causerie.web.openai import PARSE_INLINE, limits_of
 from causerie.web.pulse import Pulse
 from causerie.web.requests import owner_of
@@ -31,7 +31,6 @@ from causerie.wire import socket_lane
 from causerie.wire.chat_socket import close_reason
 from causerie.wire.response_socket import ResponseSocket
 from causerie.wire.responses_events import ResponseEvents
-from causerie.wire.responses_request import ResponseCall
 from causerie.wire.socket_events import Append, Clear, Commit, Reading, Truncate
 from causerie.wire.socket_lane import Action, Begin, Open, Stop
 
@@ -41,11 +40,6 @@ UNSUPPORTED_DATA = 1003
 INTERNAL_ERROR = 1011
 
 _UNFORESEEN = "The server failed to answer this. It is not your request's fault."
-
-
-def describe(error: CauserieError) -> tuple[int, str]:
-    found = meaning(error)
-    return found.status, found.type
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +77,12 @@ class ResponseSession:
         self._receive = receive
         self._send = send
         self._reading = Reading(limits_of(service), terms.conversation)
-        self._socket = ResponseSocket(describe, self._reading.opening, interrupting=terms.interrupting)
+        self._socket = ResponseSocket(_describe, self._reading.opening, interrupting=terms.interrupting)
         self._sending = asyncio.Lock()
         self._tasks: set[asyncio.Task[object]] = set()
         self._readers: set[EventReader] = set()
         self._stops: dict[str | None, Callable[[CancelCause], None]] = {}
-        self._typing: Typing | None = None
+        self._input = InputBuffer(service, archive, self._owner, self._on_prefilled)
         self._prefilled: tuple[int, int] | None = None
         self._closed = False
         self._draining = False
@@ -111,7 +105,7 @@ class ResponseSession:
         finally:
             self._closed = True
             self._pulse.stop()
-            self._close_typing()
+            self._input.close()
             for task in self._tasks:
                 task.cancel()
             if self._tasks:
@@ -196,10 +190,14 @@ class ResponseSession:
         id_ = resumed.stream.record.id
 
         def cancel(cause: CancelCause) -> None:
-            self._spawn(self._archive.cancel(self._owner, id_))
+            self._spawn(self._stop_stored(id_))
 
         end = await self._send_events(None, id_, resumed.events, resumed.stream.reader(resumed.position), cancel)
         await self._do(self._socket.ended(None, end, ()))
+
+    async def _stop_stored(self, id_: str) -> None:
+        with contextlib.suppress(CauserieError):  # It is gone, or the store is; then its events say so.
+            await self._archive.cancel(self._owner, id_)
 
     async def _send_events(
         self,
@@ -232,36 +230,27 @@ class ResponseSession:
         """What changes the input buffer; what cannot be is answered with an error."""
         try:
             match action:
-                case Open(call, history):
-                    await self._open(call, history)
+                case Open():
+                    await self._open(action)
                 case Commit():
-                    text = "" if self._typing is None else self._typing.text
-                    if self._typing is not None:
-                        await self._typing.commit()
-                    self._close_typing()
+                    text = await self._input.commit()
+                    self._prefilled = None
                     await self._do(self._socket.committed(text))
                 case Clear():
-                    self._close_typing()
-                case Append(text, _) if self._typing is not None:
-                    self._typing.append(text)
-                case Truncate(length) if self._typing is not None:
-                    self._typing.truncate(length)
+                    self._input.close()
+                    self._prefilled = None
+                case Append(text, _):
+                    self._input.append(text)
+                case Truncate(length):
+                    self._input.truncate(length)
         except CauserieError as error:
             await self.send(self._socket.error(error).text)
 
-    async def _open(self, call: ResponseCall, history: Sequence[Item] | None) -> None:
+    async def _open(self, action: Open) -> None:
         try:
-            if history is None:
-                history = await self._archive.history(self._owner, call)
-            prompt = replace(call, input=(*call.input, Item("", "user", ""))).prompt(history)
-            self._typing = self._service.typing(prompt, on_prefilled=self._on_prefilled)
+            await self._input.open(action.call, action.history)
         except CauserieError as error:
             await self._do(self._socket.unopened(error))
-
-    def _close_typing(self) -> None:
-        if self._typing is not None:
-            self._typing.close()
-        self._typing = self._prefilled = None
 
     def _on_prefilled(self, tokens: int, cached: int) -> None:
         telling = self._prefilled is not None
@@ -298,3 +287,8 @@ class ResponseSession:
             reader.give_up()
         if self._connection is not None:
             self._connection.abort()
+
+
+def _describe(error: CauserieError) -> tuple[int, str]:
+    found = meaning(error)
+    return found.status, found.type

@@ -1,4 +1,4 @@
-"""Make the README's picture from a real run: start the server, talk to it, draw what the terminal showed and when.
+"""Make the README's picture from a real run of the demo: draw what the terminal showed and when.
 
 python scripts/picture.py > docs/picture.svg
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 import html
 import os
 import re
-import selectors
 import subprocess
 import sys
 import time
@@ -22,8 +21,6 @@ COLUMNS = 92
 LINE = 19
 CHARACTER = 8.4
 MARGIN = 16
-PAUSE = 0.7
-"""Seconds between two commands."""
 
 
 @dataclass(frozen=True)
@@ -39,51 +36,21 @@ def spell(command: str, at: float) -> list[Piece]:
     return [Piece(at, "$ ", "prompt"), Piece(at, command + "\n", "command")]
 
 
-def read_until(process: subprocess.Popen[bytes], done: str | None, start: float) -> list[Piece]:
-    """What ``process`` prints, until it has printed ``done`` or ends."""
+def read_all(process: subprocess.Popen[bytes], start: float) -> list[Piece]:
+    """What ``process`` prints until it ends."""
     assert process.stdout is not None
     pieces: list[Piece] = []
-    with selectors.DefaultSelector() as selector:
-        selector.register(process.stdout, selectors.EVENT_READ)
-        while selector.select(timeout=60):
-            data = os.read(process.stdout.fileno(), 4096)
-            if not data:
-                break
-            pieces.append(Piece(time.monotonic() - start, data.decode(errors="replace"), "text"))
-            if done is not None and done in "".join(piece.text for piece in pieces):
-                break
+    while data := os.read(process.stdout.fileno(), 4096):
+        pieces.append(Piece(time.monotonic() - start, data.decode(errors="replace"), "text"))
     return pieces
 
 
 def run() -> list[Piece]:
-    python = sys.executable
-    server = subprocess.Popen(
-        [python, "-m", "causerie", "serve", "--port", "8000"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
     start = time.monotonic()
-    pieces = spell("causerie serve &", 0.0)
-    try:
-        pieces += read_until(server, "try: ", start)
-        for shown, command in (
-            (
-                "curl -N -d 'Why is the sky blue?' 'localhost:8000/?temperature=0&max_tokens=70'",
-                ["curl", "-sN", "-d", "Why is the sky blue?", "http://127.0.0.1:8000/?temperature=0&max_tokens=70"],
-            ),
-            (
-                "python examples/ws_client.py 'ws://localhost:8000/?temperature=0&max_tokens=40'",
-                [python, "-u", "examples/ws_client.py", "ws://127.0.0.1:8000/?temperature=0&max_tokens=40"],
-            ),
-        ):
-            time.sleep(PAUSE)
-            pieces += spell(shown, time.monotonic() - start)
-            client = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT)
-            pieces += read_until(client, None, start)
-            client.wait(10)
-            if not pieces[-1].text.endswith("\n"):
-                pieces.append(Piece(time.monotonic() - start, "\n", "text"))
-    finally:
-        server.terminate()
-        server.wait(30)
+    pieces = spell("make demo", 0.0)
+    command = [sys.executable, "-u", "scripts/demo.py"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT) as demo:
+        pieces += read_all(demo, start)
     return pieces
 
 

@@ -316,6 +316,29 @@ async def test_leaving_cancels_what_runs_unless_it_may_go_on() -> None:
         assert (await client.responses.retrieve(ids["b"])).output_text == "a" * 50
 
 
+async def test_the_client_reconnects_and_goes_on_from_what_is_stored() -> None:
+    async with (
+        asyncio.timeout(30),
+        running_server(recalling()) as url,
+        AsyncOpenAI(base_url=f"{url}/v1", api_key="x", max_retries=0) as client,
+        client.responses.connect(on_reconnecting=lambda _: None, initial_delay=0.01) as connection,
+    ):
+        await connection.response.create(model="default", input="I am Ada.")
+        first = (await to_end(connection))[-1].response.id
+        events = aiter(connection)
+        connection._connection.transport.abort()
+        waiting = asyncio.ensure_future(anext(events))
+        before = connection._connection
+        while connection._connection is before:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+        await connection.response.create(model="default", input="Who am I?", previous_response_id=first)
+        assert (await waiting).type == "response.created"
+        async for event in events:
+            if event.type in TERMINALS:
+                assert "I am Ada." in event.response.output_text  # type: ignore[union-attr]
+                break
+
+
 async def test_what_waits_on_a_lane_is_bounded() -> None:
     permits = Permits()
     async with connected(service_with(says("ab"), permits=permits.semaphore)) as (_, connection):

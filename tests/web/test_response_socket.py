@@ -3,68 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from typing import Any
 
-import pytest
 from openai import AsyncOpenAI
 from openai.lib.responses_websocket import AsyncResponsesWebSocketSession, ResponsesWebSocketLimits
 from openai.resources.responses.responses import AsyncResponsesConnection
-from openai.types.responses.responses_server_event import ResponsesServerEvent
-from pydantic import TypeAdapter
 
-from causerie.chat.service import ChatService
-from causerie.config import Settings
 from causerie.wire.response_socket import MAX_LANES
+from tests.support.response_socket import EVENT, TERMINALS, connected, recalling, text_of, to_end, until_type
 from tests.support.server import running_server
 from tests.support.service import Permits, endless, says, service_with, until_idle
 
 ANSWER = "Ein Löwe 🦁 läuft durch den Wald."
-EVENT: TypeAdapter[Any] = TypeAdapter(ResponsesServerEvent)
-TERMINALS = ("response.completed", "response.incomplete", "response.failed")
 LANES = ResponsesWebSocketLimits(
     max_lanes=40, max_events_per_lane=10_000, max_events=40_000, max_bytes_per_lane=2**24, max_bytes=2**26
 )
-
-
-@asynccontextmanager
-async def connected(service: ChatService) -> AsyncIterator[tuple[AsyncOpenAI, AsyncResponsesConnection]]:
-    async with (
-        asyncio.timeout(30),
-        running_server(service) as url,
-        AsyncOpenAI(base_url=f"{url}/v1", api_key="x", max_retries=0) as client,
-        client.responses.connect() as connection,
-    ):
-        yield client, connection
-    await until_idle(service)
-
-
-def recalling(**engine: Any) -> ChatService:
-    """Answers with all that it was told."""
-    script = lambda prompt: [byte for byte in prompt if byte < 256]  # noqa: E731
-    return service_with(script, settings=Settings(engine="scripted"), **engine)
-
-
-async def to_end(connection: AsyncResponsesConnection) -> list[Any]:
-    """A response's events, each checked against the client's model."""
-    events = []
-    while True:
-        event = await connection.recv()
-        EVENT.validate_python(event.model_dump())
-        events.append(event)
-        if event.type in TERMINALS:
-            return events
-
-
-async def until_type(connection: AsyncResponsesConnection, type_: str) -> Any:
-    while (event := await connection.recv()).type != type_:
-        pass
-    return event
-
-
-def text_of(events: list[Any]) -> str:
-    return "".join(event.delta for event in events if event.type == "response.output_text.delta")
 
 
 async def test_a_response_comes_with_every_event_under_a_rising_number() -> None:
@@ -245,52 +198,6 @@ async def test_a_steered_response_that_ends_by_itself_has_a_successor_all_the_sa
             assert (await to_end(connection))[-1].type == "response.completed"
 
 
-BAD: dict[str, tuple[str, str]] = {
-    "no JSON": ("{", "invalid_value"),
-    "an array": ("[]", "invalid_value"),
-    "no type": ("{}", "invalid_value"),
-    "unknown type": ('{"type": "response.crate"}', "invalid_value"),
-    "type that is no string": ('{"type": {}}', "invalid_value"),
-    "no input": ('{"type": "response.create"}', "invalid_value"),
-    "unknown field": ('{"type": "response.create", "input": "Hi", "inptu": 1}', "unsupported_parameter"),
-    "other model": ('{"type": "response.create", "input": "Hi", "model": "gpt-9"}', "model_not_found"),
-    "background": ('{"type": "response.create", "input": "Hi", "background": true}', "unsupported_parameter"),
-    "not streamed": ('{"type": "response.create", "input": "Hi", "stream": false}', "invalid_value"),
-    "bad lane": ('{"type": "response.create", "input": "Hi", "stream_id": "a b"}', "invalid_stream_id"),
-    "lane that is a number": ('{"type": "response.create", "input": "Hi", "stream_id": 1}', "invalid_stream_id"),
-    "unknown parent": (
-        '{"type": "response.create", "input": "Hi", "previous_response_id": "resp_1"}',
-        "previous_response_not_found",
-    ),
-    "unknown conversation": (
-        '{"type": "response.create", "input": "Hi", "conversation": "conv_1"}',
-        "conversation_not_found",
-    ),
-    "nothing to prepare": ('{"type": "response.create", "generate": false}', "invalid_value"),
-    "too long": ('{"type": "response.create", "input": "%s"}' % ("x" * 9000), "context_length_exceeded"),
-    "steering nothing": ('{"type": "response.steer", "input": "Hi"}', "invalid_value"),
-    "cancelling nothing": ('{"type": "response.cancel"}', "response_not_active"),
-    "cancelling what is not there": ('{"type": "response.cancel", "response_id": "resp_1"}', "response_not_found"),
-    "commit without a buffer": ('{"type": "input_text_buffer.commit"}', "invalid_value"),
-    "truncation without a buffer": ('{"type": "input_text_buffer.truncate", "length": 0}', "invalid_value"),
-    "append without text": ('{"type": "input_text_buffer.append"}', "invalid_value"),
-    "truncation below zero": ('{"type": "input_text_buffer.truncate", "length": -1}', "invalid_value"),
-}
-
-
-@pytest.mark.parametrize(("frame", "code"), BAD.values(), ids=BAD)
-async def test_bad_frame_is_answered_with_a_nested_error_and_the_socket_goes_on(frame: str, code: str) -> None:
-    async with connected(service_with(says("ok"))) as (_, connection):
-        await connection.send_raw(frame)
-        error = await connection.recv()
-        assert error.type == "error"
-        assert error.error.code == code and error.status is not None and 400 <= error.status < 500
-        assert error.error.type and error.error.message and "Traceback" not in error.error.message
-        EVENT.validate_python(error.model_dump())
-        await connection.response.create(model="default", input="Hi")
-        assert text_of(await to_end(connection)) == "ok"
-
-
 async def test_leaving_cancels_what_runs_unless_it_may_go_on() -> None:
     service = service_with(endless, step_seconds=0.005)
     async with connected(service) as (client, connection):
@@ -316,6 +223,29 @@ async def test_leaving_cancels_what_runs_unless_it_may_go_on() -> None:
         assert (await client.responses.retrieve(ids["b"])).output_text == "a" * 50
 
 
+async def test_the_client_reconnects_and_goes_on_from_what_is_stored() -> None:
+    async with (
+        asyncio.timeout(30),
+        running_server(recalling()) as url,
+        AsyncOpenAI(base_url=f"{url}/v1", api_key="x", max_retries=0) as client,
+        client.responses.connect(on_reconnecting=lambda _: None, initial_delay=0.01) as connection,
+    ):
+        await connection.response.create(model="default", input="I am Ada.")
+        first = (await to_end(connection))[-1].response.id
+        events = aiter(connection)
+        connection._connection.transport.abort()
+        waiting = asyncio.ensure_future(anext(events))
+        before = connection._connection
+        while connection._connection is before:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+        await connection.response.create(model="default", input="Who am I?", previous_response_id=first)
+        assert (await waiting).type == "response.created"
+        async for event in events:
+            if event.type in TERMINALS:
+                assert "I am Ada." in event.response.output_text  # type: ignore[union-attr]
+                break
+
+
 async def test_what_waits_on_a_lane_is_bounded() -> None:
     permits = Permits()
     async with connected(service_with(says("ab"), permits=permits.semaphore)) as (_, connection):
@@ -327,65 +257,3 @@ async def test_what_waits_on_a_lane_is_bounded() -> None:
         ended = 0
         while ended < 17:
             ended += (await connection.recv()).type in TERMINALS
-
-
-async def typed(connection: AsyncResponsesConnection, event: str, **fields: Any) -> None:
-    await connection.send({"type": f"input_text_buffer.{event}", **fields})  # type: ignore[arg-type]
-
-
-async def test_a_typed_prompt_is_read_ahead_edited_and_answered() -> None:
-    async with connected(recalling()) as (_, connection):
-        text = "The quick brown fox jumps over the lazy dog. " * 20
-        await typed(connection, "append", text=text[:400], response={"instructions": "Repeat.", "store": False})
-        await typed(connection, "append", text=text[400:])
-        while True:
-            fields = (await connection.recv()).model_dump()
-            assert fields["type"] == "input_text_buffer.prefilled"
-            assert fields["cached_tokens"] <= fields["tokens"]
-            if fields["cached_tokens"] > 800:
-                break
-        await typed(connection, "truncate", length=90)
-        await typed(connection, "append", text="The end.")
-        await typed(connection, "commit")
-        done = (await to_end_skipping(connection))[-1].response
-        assert text[:90] + "The end." in done.output_text and "Repeat." in done.output_text
-        assert text[:100] not in done.output_text
-        assert done.usage.input_tokens_details.cached_tokens >= 64
-        await typed(connection, "append", text="Next", response={"previous_response_id": done.id, "store": False})
-        await typed(connection, "commit")
-        assert "The end." in (await to_end_skipping(connection))[-1].response.output_text
-
-
-async def to_end_skipping(connection: AsyncResponsesConnection) -> list[Any]:
-    events = []
-    while True:
-        events.append(await connection.recv())
-        if events[-1].type in TERMINALS:
-            return events
-        assert events[-1].type != "error", events[-1]
-
-
-async def test_the_input_buffer_has_a_cap_and_names_what_is_wrong() -> None:
-    service = service_with(says("ok"), settings=Settings(engine="scripted", max_typed_characters=100))
-    async with connected(service) as (_, connection):
-        await typed(connection, "append", text="x" * 90)
-
-        async def error(wanted: Callable[[], Any]) -> tuple[str | None, str | None]:
-            await wanted()
-            event = await until_type(connection, "error")
-            return event.error.code, event.error.param
-
-        assert await error(lambda: typed(connection, "append", text="y" * 20)) == ("request_too_large", None)
-        assert (await error(lambda: typed(connection, "truncate", length=91)))[0] == "invalid_value"
-        assert await error(lambda: typed(connection, "append", text="", response={})) == ("invalid_value", "response")
-        await typed(connection, "clear")
-        assert (await error(lambda: typed(connection, "commit")))[0] == "invalid_value"
-        await typed(connection, "append", text="")
-        assert (await error(lambda: typed(connection, "commit")))[0] == "invalid_value"
-        bad = {"previous_response_id": "resp_1"}
-        assert (await error(lambda: typed(connection, "append", text="Hi", response=bad)))[0] == (
-            "previous_response_not_found"
-        )
-        await typed(connection, "append", text="Hi")
-        await typed(connection, "commit")
-        assert text_of(await to_end_skipping(connection)) == "ok"

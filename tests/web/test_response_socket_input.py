@@ -1,0 +1,120 @@
+"""What clients send on a Responses socket: bad frames, and messages that are typed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from openai.resources.responses.responses import AsyncResponsesConnection
+
+from causerie.config import Settings
+from tests.support.response_socket import EVENT, TERMINALS, connected, recalling, text_of, to_end, until_type
+from tests.support.service import says, service_with
+
+BAD: dict[str, tuple[str, str]] = {
+    "no JSON": ("{", "invalid_value"),
+    "an array": ("[]", "invalid_value"),
+    "no type": ("{}", "invalid_value"),
+    "unknown type": ('{"type": "response.crate"}', "invalid_value"),
+    "type that is no string": ('{"type": {}}', "invalid_value"),
+    "no input": ('{"type": "response.create"}', "invalid_value"),
+    "unknown field": ('{"type": "response.create", "input": "Hi", "inptu": 1}', "unsupported_parameter"),
+    "other model": ('{"type": "response.create", "input": "Hi", "model": "gpt-9"}', "model_not_found"),
+    "background": ('{"type": "response.create", "input": "Hi", "background": true}', "unsupported_parameter"),
+    "not streamed": ('{"type": "response.create", "input": "Hi", "stream": false}', "invalid_value"),
+    "bad lane": ('{"type": "response.create", "input": "Hi", "stream_id": "a b"}', "invalid_stream_id"),
+    "lane that is a number": ('{"type": "response.create", "input": "Hi", "stream_id": 1}', "invalid_stream_id"),
+    "unknown parent": (
+        '{"type": "response.create", "input": "Hi", "previous_response_id": "resp_1"}',
+        "previous_response_not_found",
+    ),
+    "unknown conversation": (
+        '{"type": "response.create", "input": "Hi", "conversation": "conv_1"}',
+        "conversation_not_found",
+    ),
+    "nothing to prepare": ('{"type": "response.create", "generate": false}', "invalid_value"),
+    "too long": ('{"type": "response.create", "input": "%s"}' % ("x" * 9000), "context_length_exceeded"),
+    "steering nothing": ('{"type": "response.steer", "input": "Hi"}', "invalid_value"),
+    "cancelling nothing": ('{"type": "response.cancel"}', "response_not_active"),
+    "cancelling what is not there": ('{"type": "response.cancel", "response_id": "resp_1"}', "response_not_found"),
+    "commit without a buffer": ('{"type": "input_text_buffer.commit"}', "invalid_value"),
+    "truncation without a buffer": ('{"type": "input_text_buffer.truncate", "length": 0}', "invalid_value"),
+    "append without text": ('{"type": "input_text_buffer.append"}', "invalid_value"),
+    "truncation below zero": ('{"type": "input_text_buffer.truncate", "length": -1}', "invalid_value"),
+}
+
+
+@pytest.mark.parametrize(("frame", "code"), BAD.values(), ids=BAD)
+async def test_bad_frame_is_answered_with_a_nested_error_and_the_socket_goes_on(frame: str, code: str) -> None:
+    async with connected(service_with(says("ok"))) as (_, connection):
+        await connection.send_raw(frame)
+        error = await connection.recv()
+        assert error.type == "error"
+        assert error.error.code == code and error.status is not None and 400 <= error.status < 500
+        assert error.error.type and error.error.message and "Traceback" not in error.error.message
+        EVENT.validate_python(error.model_dump())
+        await connection.response.create(model="default", input="Hi")
+        assert text_of(await to_end(connection)) == "ok"
+
+
+async def typed(connection: AsyncResponsesConnection, event: str, **fields: Any) -> None:
+    await connection.send({"type": f"input_text_buffer.{event}", **fields})  # type: ignore[arg-type]
+
+
+async def test_a_typed_prompt_is_read_ahead_edited_and_answered() -> None:
+    async with connected(recalling()) as (_, connection):
+        text = "The quick brown fox jumps over the lazy dog. " * 20
+        await typed(connection, "append", text=text[:400], response={"instructions": "Repeat.", "store": False})
+        await typed(connection, "append", text=text[400:])
+        while True:
+            fields = (await connection.recv()).model_dump()
+            assert fields["type"] == "input_text_buffer.prefilled"
+            assert fields["cached_tokens"] <= fields["tokens"]
+            if fields["cached_tokens"] > 800:
+                break
+        await typed(connection, "truncate", length=90)
+        await typed(connection, "append", text="The end.")
+        await typed(connection, "commit")
+        done = (await to_end_skipping(connection))[-1].response
+        assert text[:90] + "The end." in done.output_text and "Repeat." in done.output_text
+        assert text[:100] not in done.output_text
+        assert done.usage.input_tokens_details.cached_tokens >= 64
+        await typed(connection, "append", text="Next", response={"previous_response_id": done.id, "store": False})
+        await typed(connection, "commit")
+        assert "The end." in (await to_end_skipping(connection))[-1].response.output_text
+
+
+async def to_end_skipping(connection: AsyncResponsesConnection) -> list[Any]:
+    events = []
+    while True:
+        events.append(await connection.recv())
+        if events[-1].type in TERMINALS:
+            return events
+        assert events[-1].type != "error", events[-1]
+
+
+async def test_the_input_buffer_has_a_cap_and_names_what_is_wrong() -> None:
+    service = service_with(says("ok"), settings=Settings(engine="scripted", max_typed_characters=100))
+    async with connected(service) as (_, connection):
+        await typed(connection, "append", text="x" * 90)
+
+        async def error(wanted: Callable[[], Any]) -> tuple[str | None, str | None]:
+            await wanted()
+            event = await until_type(connection, "error")
+            return event.error.code, event.error.param
+
+        assert await error(lambda: typed(connection, "append", text="y" * 20)) == ("request_too_large", None)
+        assert (await error(lambda: typed(connection, "truncate", length=91)))[0] == "invalid_value"
+        assert await error(lambda: typed(connection, "append", text="", response={})) == ("invalid_value", "response")
+        await typed(connection, "clear")
+        assert (await error(lambda: typed(connection, "commit")))[0] == "invalid_value"
+        await typed(connection, "append", text="")
+        assert (await error(lambda: typed(connection, "commit")))[0] == "invalid_value"
+        bad = {"previous_response_id": "resp_1"}
+        assert (await error(lambda: typed(connection, "append", text="Hi", response=bad)))[0] == (
+            "previous_response_not_found"
+        )
+        await typed(connection, "append", text="Hi")
+        await typed(connection, "commit")
+        assert text_of(await to_end_skipping(connection)) == "ok"

@@ -21,6 +21,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "tutorial": (),
     "precision": (),
     "storing": (),
+    "sockets": (),
     "cuts": (),
 }
 """Each benchmark's name and the arguments that the documents' figures are made with."""

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from websockets.asyncio.client import ClientConnection, connect
 
-from benchmarks.report import finish, table
+from benchmarks.report import finish, machine_line, table
 from benchmarks.server import Server
 from causerie.wire.chat_socket import SENTINEL
 
@@ -110,6 +110,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--engine", default="scripted", choices=["scripted", "openvino"])
     options = parser.parse_args(argv)
     found = asyncio.run(measure(options.sockets, options.rounds, ["--engine", options.engine]))
+    print(machine_line() + "\n")
     print(table(["what", "value"], [[name, f"{value:,.1f}"] for name, value in found.items()]))
     finish("sockets", {"engine": options.engine, **found})
 

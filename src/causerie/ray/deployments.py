@@ -19,8 +19,9 @@ from causerie.chat.service import ChatService
 from causerie.config import Settings
 from causerie.engines.base import EngineInfo
 from causerie.errors import ConfigError
-from causerie.ray.engine import PooledEngine, pool_of
+from causerie.ray.engine import PooledEngine
 from causerie.ray.metrics import join
+from causerie.ray.pool import pool_of
 from causerie.ray.replica import EngineHost, Gain
 from causerie.ray.watch import is_leaving, watch
 from causerie.types import SamplingParams

@@ -10,16 +10,16 @@ import asyncio
 import itertools
 import logging
 import math
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from contextvars import Context
 from dataclasses import dataclass, replace
-from typing import Any, Generic, Protocol, TypeVar
 
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 
 from causerie.engines.base import Deliver, EndReason, EngineInfo, EngineStats, Update
 from causerie.ray.known import KnownPrefixes
+from causerie.ray.pool import Pool, Stream
 from causerie.ray.replica import Gain
 from causerie.types import SamplingParams
 
@@ -40,30 +40,6 @@ LEAST_SHARE, LEAST_TOKENS = 0.1, 128
 _LOST = "The engine that was generating this answer is gone, and what it had not said yet is lost. Try again."
 _FAILED = "The engine failed on this request."
 _NONE = "No engine could be reached. Try again."
-
-T_co = TypeVar("T_co", covariant=True)
-
-
-class Stream(Protocol, Generic[T_co]):
-    """What Ray Serve returns for a streaming call."""
-
-    def __aiter__(self) -> AsyncIterator[T_co]: ...
-
-    def cancel(self) -> None: ...
-
-
-class Pool(Protocol):
-    """How to reach the engines."""
-
-    def generate(
-        self, preferred: str, channel: int, key: int, prompt: Sequence[int], sampling: SamplingParams
-    ) -> Stream[str]:
-        """Run a sequence, at the replica named if it has room. Says which replica has it, and ends when it is over."""
-        ...
-
-    def gains(self, replica: str, channel: int) -> Stream[list[Gain]]:
-        """The channel of this number from this replica and no other; begins with an empty list."""
-        ...
 
 
 class _Lost(Exception):
@@ -294,26 +270,3 @@ def _is_ours(error: BaseException) -> bool:
     """Whether this task was cancelled. Ray raises the same where a replica is ended that had the stream."""
     task = asyncio.current_task()
     return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
-
-
-def pool_of(handle: Any, caller: str) -> Pool:
-    """A Ray Serve handle of the engine deployment as a ``Pool``; ``caller`` is this process's name among actors."""
-    return _HandlePool(handle, caller)
-
-
-class _HandlePool:
-    def __init__(self, handle: Any, caller: str) -> None:
-        self._handle = handle.options(stream=True)
-        self._caller = caller
-
-    def generate(
-        self, preferred: str, channel: int, key: int, prompt: Sequence[int], sampling: SamplingParams
-    ) -> Stream[str]:
-        stream: Stream[str] = self._handle.options(session_id=preferred).generate.remote(
-            self._caller, channel, key, list(prompt), sampling
-        )
-        return stream
-
-    def gains(self, replica: str, channel: int) -> Stream[list[Gain]]:
-        stream: Stream[list[Gain]] = self._handle.options(session_id=replica).gains.remote(self._caller, channel)
-        return stream

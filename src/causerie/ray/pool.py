@@ -1,0 +1,56 @@
+"""How the engines are reached: calls of Ray Serve to one replica or another."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, Generic, Protocol, TypeVar
+
+from causerie.ray.replica import Gain
+from causerie.types import SamplingParams
+
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Stream(Protocol, Generic[T_co]):
+    """What Ray Serve returns for a streaming call."""
+
+    def __aiter__(self) -> AsyncIterator[T_co]: ...
+
+    def cancel(self) -> None: ...
+
+
+class Pool(Protocol):
+    """How to reach the engines."""
+
+    def generate(
+        self, preferred: str, channel: int, key: int, prompt: Sequence[int], sampling: SamplingParams
+    ) -> Stream[str]:
+        """Run a sequence, at the replica named if it has room. Says which replica has it, and ends when it is over."""
+        ...
+
+    def gains(self, replica: str, channel: int) -> Stream[list[Gain]]:
+        """The channel of this number from this replica and no other; begins with an empty list."""
+        ...
+
+
+def pool_of(handle: Any, caller: str) -> Pool:
+    """A Ray Serve handle of the engine deployment as a ``Pool``; ``caller`` is this process's name among actors."""
+    return _HandlePool(handle, caller)
+
+
+class _HandlePool:
+    def __init__(self, handle: Any, caller: str) -> None:
+        self._handle = handle.options(stream=True)
+        self._caller = caller
+
+    def generate(
+        self, preferred: str, channel: int, key: int, prompt: Sequence[int], sampling: SamplingParams
+    ) -> Stream[str]:
+        stream: Stream[str] = self._handle.options(session_id=preferred).generate.remote(
+            self._caller, channel, key, list(prompt), sampling
+        )
+        return stream
+
+    def gains(self, replica: str, channel: int) -> Stream[list[Gain]]:
+        stream: Stream[list[Gain]] = self._handle.options(session_id=replica).gains.remote(self._caller, channel)
+        return stream

@@ -111,6 +111,20 @@ def test_an_error_at_a_terminal_leaves_the_chat_open() -> None:
         assert screen.end() == 0
 
 
+def test_a_server_that_forgot_the_conversation_is_told_of_and_the_chat_goes_on() -> None:
+    """It kept nothing over its restart."""
+    with serving() as (server, url), terminal("chat", "--server", url) as screen:
+        screen.wait_for("> ")
+        screen.type("one\n")
+        screen.wait_for("You said: one.*\n> ")
+        assert server.stop(signal.SIGTERM) == 0
+        with serving("--port", url.rpartition(":")[2]):
+            screen.type("two\n")
+            screen.wait_for(r"causerie: No response .*\(/new starts again\.\)\n> ")
+            screen.type("/new\nthree\n")
+            screen.wait_for("You said: three")
+
+
 class Prompts:
     """A script that keeps every prompt it was given, and answers five words."""
 

@@ -13,7 +13,7 @@ import click
 
 from causerie.cli.talk import Talker, talker_options, talking
 from causerie.cli.terminal import Output, tell
-from causerie.errors import CauserieError, ContextLengthExceeded
+from causerie.errors import CauserieError, ContextLengthExceeded, PreviousResponseNotFound
 from causerie.types import FinishReason
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ class Repl:
             if self._line is None:
                 raise
             note = f"causerie: {error}"
-            if error.code == ContextLengthExceeded.code:
+            if error.code in {ContextLengthExceeded.code, PreviousResponseNotFound.code}:
                 note += " (/new starts again.)"
         finally:
             self._output.end_line()

@@ -11,6 +11,7 @@ from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
 from causerie.chat.build import scripted_service
+from causerie.cli.dialogue import PlainDialogue
 from causerie.cli.line import Line
 from causerie.cli.remote import RemoteTalker, ServedDialogue
 from causerie.cli.talk import LocalTalker
@@ -85,3 +86,15 @@ async def test_only_servers_of_causeries_that_have_the_model_keep_the_conversati
             assert isinstance(dialogue, ServedDialogue) == kept
             await dialogue.aclose()
             await talker.stop()
+
+
+async def test_any_other_server_is_sent_all_that_was_said() -> None:
+    async with running_server(scripted_service(Settings(), Noting())) as url:
+        talker = RemoteTalker(url, "default", {})
+        await talker.start()
+        dialogue = PlainDialogue(talker, "Be kind.")
+        dialogue.show("on")
+        first = "".join([piece async for piece in dialogue.say("one")])
+        second = "".join([piece async for piece in dialogue.say("two")])
+        assert second.startswith(first) and "Be kind." in first and "user\ntwo" in second
+        await talker.stop()

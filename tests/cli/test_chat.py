@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import signal
 import threading
-import time
 from collections.abc import Iterable, Sequence
 
 import pytest
@@ -49,18 +48,26 @@ def test_the_oldest_turns_make_room() -> None:
 
 
 def test_a_turn_that_never_fits_says_so_and_leaves_the_chat_open() -> None:
-    with serving("--max-tokens", "20") as (_, url), terminal("chat", "--server", url) as screen:
+    with serving() as (_, url), terminal("chat", "--server", url, "--system", "y" * 9000) as screen:
         screen.wait_for("> ")
-        for _ in range(3):
-            screen.type("y" * 3000 + "\n")
-            if screen.wait_for(r"You said: y+|\(/new starts again\.\)\n").group().startswith("(/new"):
-                break
-            screen.wait_for("\n> ")
-        else:
-            raise AssertionError("nine thousand characters fitted")
+        screen.type("hello\n")
+        screen.wait_for(r"causerie: .*context window.*\(/new starts again\.\)\n> ")
+        screen.type("/new\n")
+        screen.wait_for("A new conversation.\n> ")
+
+
+LINE = "The harbour was quiet that morning, and two boats lay against the wall. " * 6
+
+
+def test_a_conversation_with_a_server_survives_ctrl_c() -> None:
+    with serving() as (_, url), terminal("chat", "--server", url) as screen:
         screen.wait_for("> ")
-        screen.type("/new\nhello\n")
-        screen.wait_for("You said: hello")
+        screen.type(LONG + "\n")
+        screen.wait_for("You said: tide")
+        screen.type(CTRL_C)
+        screen.wait_for(r"\(stopped\)\n> ")
+        screen.type("hello\n")
+        screen.wait_for("You said: hello.*this way.\n> ")
 
 
 def test_ctrl_c_stops_the_answer_and_not_the_program() -> None:
@@ -80,7 +87,6 @@ def test_ctrl_c_stops_the_answer_and_not_the_program() -> None:
 def test_leaving_at_the_prompt(leave: str) -> None:
     with terminal("chat", *SCRIPTED) as screen:
         screen.wait_for("> ")
-        time.sleep(0.3)  # readline shows the prompt a moment before it looks for signals.
         screen.type(leave)
         assert screen.end() == 0
         assert "Traceback" not in screen.seen
@@ -103,6 +109,20 @@ def test_an_error_at_a_terminal_leaves_the_chat_open() -> None:
         screen.wait_for("causerie: No server answers.*\n> ")
         screen.type(CTRL_D)
         assert screen.end() == 0
+
+
+def test_a_server_that_forgot_the_conversation_is_told_of_and_the_chat_goes_on() -> None:
+    """It kept nothing over its restart."""
+    with serving() as (server, url), terminal("chat", "--server", url) as screen:
+        screen.wait_for("> ")
+        screen.type("one\n")
+        screen.wait_for("You said: one.*\n> ")
+        assert server.stop(signal.SIGTERM) == 0
+        with serving("--port", url.rpartition(":")[2]):
+            screen.type("two\n")
+            screen.wait_for(r"causerie: No response .*\(/new starts again\.\)\n> ")
+            screen.type("/new\nthree\n")
+            screen.wait_for("You said: three")
 
 
 class Prompts:
@@ -135,7 +155,7 @@ def test_what_was_said_before_ctrl_c_is_remembered(monkeypatch: pytest.MonkeyPat
     talker = LocalTalker(scripted_service(Settings(), engine), SamplingParams(max_tokens=100))
     turns = iter(["first", "second"])
 
-    def next_turn(_: str) -> str:
+    def next_turn() -> str:
         try:
             turn = next(turns)
         except StopIteration:

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import re
 import sys
 from collections.abc import Callable
 from contextlib import aclosing
+from typing import TYPE_CHECKING
 
 import click
 
-from causerie.chat.conversation import Conversation
 from causerie.cli.talk import Talker, talker_options, talking
 from causerie.cli.terminal import Output, tell
-from causerie.errors import CauserieError, ContextLengthExceeded
+from causerie.errors import CauserieError, ContextLengthExceeded, PreviousResponseNotFound
 from causerie.types import FinishReason
+
+if TYPE_CHECKING:
+    from causerie.cli.line import Line
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+"""What a terminal that does not speak UTF-8 makes of a letter: the turn is refused for it."""
 
 HELP = """\
 /new   start a new conversation
@@ -33,7 +39,8 @@ def chat(
     """Talk with a model in the terminal.
 
     The conversation is kept until you leave. Ctrl-C stops an answer, and the model remembers what it had
-    said up to there. Without --server the model runs in this process.
+    said up to there. Without --server the model runs in this process. The model reads while you type, here and on
+    a causerie server, which then keeps the conversation.
 
     \b
     Examples:
@@ -51,39 +58,41 @@ def chat(
 class Repl:
     """Reads a turn, streams its answer, remembers both; until the person leaves.
 
-    Without a terminal at standard input each line is a turn, and the first error ends it.
+    Without a terminal at standard input each line is a turn, and the first error ends it. At a terminal the turn is
+    shown to the dialogue while it is typed.
     """
 
     def __init__(self, talker: Talker, runner: asyncio.Runner, system: str | None) -> None:
         self._talker = talker
         self._runner = runner
         self._system = system
-        self._interactive = sys.stdin.isatty()
         self._output = Output()
-        self._begin()
+        self._line = _line(self._show)
+        self._dialogue = runner.run(talker.dialogue(system))
 
     def run(self) -> None:
-        if self._interactive:
-            with contextlib.suppress(ImportError):
-                import readline  # noqa: F401  # line editing and history, where Python has it
-            tell(f"Talking to {self._talker.name}. Ctrl-C stops an answer, Ctrl-D leaves, /help says more.")
-        while (line := self._read()) is not None:
-            if line.startswith("/"):
-                if not self._command(line):
-                    return
-            elif line:
-                self._turn(line)
-
-    def _begin(self) -> None:
-        self._conversation = Conversation(overflow="drop_oldest", system=self._system)
+        try:
+            if self._line is not None:
+                tell(f"Talking to {self._talker.name}. Ctrl-C stops an answer, Ctrl-D leaves, /help says more.")
+            while (line := self._read()) is not None:
+                if line.startswith("/"):
+                    if not self._command(line):
+                        return
+                elif line:
+                    self._turn(line)
+        finally:
+            self._runner.run(self._dialogue.aclose())
 
     def _read(self) -> str | None:
         try:
-            return input("> " if self._interactive else "").strip()
+            line = input() if self._line is None else self._runner.run(self._line.read())
         except (EOFError, KeyboardInterrupt):
-            if self._interactive:
-                tell("")
             return None
+        return None if line is None else line.strip()
+
+    def _show(self, line: str) -> None:
+        is_turn = not line.lstrip().startswith("/") and _SURROGATE.search(line) is None
+        self._dialogue.show(line.strip() if is_turn else "")
 
     def _command(self, line: str) -> bool:
         """Obey a command; False when it is to leave."""
@@ -91,7 +100,8 @@ class Repl:
             case "/quit":
                 return False
             case "/new":
-                self._begin()
+                self._runner.run(self._dialogue.aclose())
+                self._dialogue = self._runner.run(self._talker.dialogue(self._system))
                 tell("A new conversation.")
             case "/help":
                 tell(HELP)
@@ -100,35 +110,36 @@ class Repl:
         return True
 
     def _turn(self, line: str) -> None:
-        said: list[str] = []
         note = None
         try:
-            self._runner.run(self._answer(line, said))
-            if self._talker.finish_reason is FinishReason.LENGTH:
+            self._runner.run(self._answer(line))
+            if self._dialogue.finish_reason is FinishReason.LENGTH:
                 note = "(the output limit; --max-tokens raises it)"
         except KeyboardInterrupt:
             note = "(stopped)"
         except CauserieError as error:
-            if not self._interactive:
+            if self._line is None:
                 raise
             note = f"causerie: {error}"
-            if error.code == ContextLengthExceeded.code:
+            if error.code in {ContextLengthExceeded.code, PreviousResponseNotFound.code}:
                 note += " (/new starts again.)"
         finally:
             self._output.end_line()
-        if said:
-            self._remember(line, "".join(said))
-        if note is not None and self._interactive:
+        if dropped := self._dialogue.dropped_messages:
+            tell(f"(the oldest {dropped} messages no longer fit and are forgotten)")
+        if note is not None and self._line is not None:
             tell(note)
 
-    async def _answer(self, line: str, said: list[str]) -> None:
-        async with aclosing(self._talker.answer(self._conversation.prompt_with(line))) as answer:
+    async def _answer(self, line: str) -> None:
+        async with aclosing(self._dialogue.say(line)) as answer:
             async for text in answer:
-                said.append(text)
                 self._output.write(text)
 
-    def _remember(self, line: str, answer: str) -> None:
-        if dropped := self._talker.dropped_messages:
-            self._conversation.forget(dropped)
-            tell(f"(the oldest {dropped} messages no longer fit and are forgotten)")
-        self._conversation.record(line, answer)
+
+def _line(on_change: Callable[[str], None]) -> Line | None:
+    """None without a terminal to type at."""
+    if not sys.stdin.isatty():
+        return None
+    from causerie.cli.line import Line
+
+    return Line(on_change)

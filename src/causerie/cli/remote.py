@@ -1,4 +1,4 @@
-"""A ``Talker`` over the network: any server with the OpenAI API."""
+"""A ``Talker`` over the network: any server with the OpenAI API, and causerie's own better."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from typing import Any
 
 import httpx2
 
+from causerie.cli.dialogue import Dialogue, PlainDialogue
 from causerie.cli.talk import AnyPrompt, proper_end
+from causerie.client import AsyncClient
 from causerie.errors import CauserieError
 from causerie.types import FinishReason, TextPrompt
 
@@ -31,11 +33,12 @@ class RemoteError(CauserieError):
 
 
 class RemoteTalker:
-    """A server with the OpenAI API answers."""
+    """A server with the OpenAI API answers. Conversations with one of causerie's are its own to keep."""
 
     def __init__(self, server: str, model: str, sampling: Mapping[str, Any], *, key: str | None = None) -> None:
         if key is not None and not re.fullmatch(r"[\x21-\x7e]+", key):
             raise RemoteError(f"{KEY_VARIABLE} is no API key: it is empty, or holds a blank or something unusual.")
+        self._key = key
         self._headers = {} if key is None else {"Authorization": f"Bearer {key}"}
         self.finish_reason: FinishReason | None = None
         self.dropped_messages = 0
@@ -56,6 +59,11 @@ class RemoteTalker:
     async def stop(self) -> None:
         if self._client is not None:
             await self._client.aclose()
+
+    async def dialogue(self, system: str | None) -> Dialogue:
+        if await self._is_causerie():
+            return ServedDialogue(AsyncClient(self.name, api_key=self._key), system, self._sampling)
+        return PlainDialogue(self, system)
 
     async def answer(self, prompt: AnyPrompt) -> AsyncGenerator[str, None]:
         self.finish_reason, self.dropped_messages = None, 0
@@ -78,6 +86,16 @@ class RemoteTalker:
             raise RemoteError(f"The connection to {self.name} broke: {error or type(error).__name__}.") from None
         if self.finish_reason is None:
             raise RemoteError(f"{self.name} ended the answer before its end; what came is not all of it.")
+
+    async def _is_causerie(self) -> bool:
+        """Whether the model is served by causerie; where nothing can be learnt, the first turn will tell why."""
+        assert self._client is not None, "start comes first"
+        try:
+            response = await self._client.get(self._url + "/models")
+            models = response.json()["data"]
+            return any(model["owned_by"] == "causerie" and self._model in {"default", model["id"]} for model in models)
+        except (httpx2.HTTPError, httpx2.InvalidURL, LookupError, TypeError, ValueError):
+            return False
 
     async def _stream(self, prompt: AnyPrompt) -> AsyncGenerator[str, None]:
         assert self._client is not None, "start comes first"
@@ -102,6 +120,38 @@ class RemoteTalker:
             return "/completions", {**common, "prompt": prompt.text}
         messages = [{"role": message.role, "content": message.content} for message in prompt.messages]
         return "/chat/completions", {**common, "messages": messages}
+
+
+class ServedDialogue:
+    """One of causerie's servers keeps the conversation, and reads a turn while it is typed.
+
+    An answer survives its connection. The oldest turns are left out where they no longer fit, and nobody says so.
+    """
+
+    dropped_messages = 0
+
+    def __init__(self, client: AsyncClient, system: str | None, sampling: Mapping[str, Any]) -> None:
+        self.finish_reason: FinishReason | None = None
+        self._client = client
+        self._chat = client.chat(instructions=system, **sampling)
+
+    def show(self, text: str) -> None:
+        self._chat.truncate(0)
+        self._chat.type(text)
+
+    async def say(self, text: str) -> AsyncGenerator[str, None]:
+        self.finish_reason = None
+        try:
+            answer = await self._chat.send(text)
+        except UnicodeEncodeError:
+            raise RemoteError("The text is not valid Unicode.") from None
+        async with answer:
+            async for piece in answer:
+                yield piece
+        self.finish_reason = answer.finish_reason
+
+    async def aclose(self) -> None:
+        await self._client.aclose()
 
 
 def _read_chunk(data: str) -> tuple[str, str | None]:

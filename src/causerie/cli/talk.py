@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
+from causerie.cli.dialogue import Dialogue, LocalDialogue
 from causerie.cli.options import (
     MODEL_SETTINGS,
     Command,
@@ -62,6 +63,10 @@ class Talker(Protocol):
 
         Close it (``aclosing``) to stop the answer where it is.
         """
+        ...
+
+    async def dialogue(self, system: str | None) -> Dialogue:
+        """A new conversation. ``system``: instructions to the model, before it."""
         ...
 
     async def stop(self) -> None: ...
@@ -145,6 +150,9 @@ class LocalTalker:
 
     async def stop(self) -> None:
         await self._service.stop()
+
+    async def dialogue(self, system: str | None) -> Dialogue:
+        return LocalDialogue(self, self._service, system)
 
     async def answer(self, prompt: AnyPrompt) -> AsyncGenerator[str, None]:
         self.finish_reason, self.dropped_messages = None, 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 
 import orjson
 import pytest
@@ -15,6 +16,7 @@ from causerie.chat.service import ChatService
 from causerie.chat.store import MAX_CHAIN, End, Retention, Write
 from causerie.chat.stores.sqlite import SQLiteStore
 from causerie.config import Settings
+from causerie.errors import InvalidRequest, ResponseNotFound
 from causerie.wire.responses_request import ResponseCall, parse_response
 from causerie.wire.sampling import Limits
 from tests.support.service import endless, service_with, until, until_idle
@@ -127,3 +129,25 @@ async def test_a_long_conversation_goes_on_from_its_latest_items(service: ChatSe
     history = await archive.history("ada", call(conversation="c"))
     assert [item.id for item in (history[0], history[-1])] == ["i3", f"i{MAX_CHAIN + 2}"]
     await archive.stop()
+
+
+async def test_a_deleted_response_is_not_read_as_a_stream_either(service: ChatService) -> None:
+    archive = Archive(service, SQLiteStore(":memory:"), KEEP)
+    await archive.start()
+    await archive.create("ada", call(background=True, max_output_tokens=1), id_="r")
+    await until_idle(service)
+    with pytest.raises(ResponseNotFound):
+        await archive.delete("bob", "r")
+    assert service.streams.find("ada", "r")
+    await archive.delete("ada", "r")
+    with pytest.raises(ResponseNotFound):
+        service.streams.find("ada", "r")
+    await archive.stop()
+
+
+async def test_a_request_that_could_never_run_leaves_no_stream(service: ChatService) -> None:
+    asked = call(on_disconnect="continue").request("r", "ada")
+    with pytest.raises(InvalidRequest):
+        await service.create(replace(asked, n=service.settings.max_batch_size + 1))
+    with pytest.raises(ResponseNotFound):
+        service.streams.find("ada", "r")

@@ -177,9 +177,10 @@ class Archive:
         await self._stop(owner, id_)
         if self.store.shared:
             await self.cancel(owner, id_)
-        self._memory.forget(id_)
         if not await self.store.delete_response(owner, id_):
             raise _no_response(id_)
+        self._memory.forget(id_)
+        self._service.streams.forget(owner, id_)
         self._live.pop((owner, id_), None)
 
     async def _stop(self, owner: str, id_: str) -> bool:

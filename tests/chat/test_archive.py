@@ -17,6 +17,7 @@ from causerie.chat.store import MAX_CHAIN, End, Retention, Write
 from causerie.chat.stores.sqlite import SQLiteStore
 from causerie.config import Settings
 from causerie.errors import InvalidRequest, ResponseNotFound
+from causerie.types import Finished
 from causerie.wire.responses_request import ResponseCall, parse_response
 from causerie.wire.sampling import Limits
 from tests.support.service import endless, service_with, until, until_idle
@@ -151,3 +152,20 @@ async def test_a_request_that_could_never_run_leaves_no_stream(service: ChatServ
         await service.create(replace(asked, n=service.settings.max_batch_size + 1))
     with pytest.raises(ResponseNotFound):
         service.streams.find("ada", "r")
+
+
+async def test_an_answer_that_cannot_be_remembered_ends_all_the_same(
+    service: ChatService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise ValueError("no")
+
+    monkeypatch.setattr(service.text, "seen", broken)
+    archive = Archive(service, SQLiteStore(":memory:"), KEEP)
+    await archive.start()
+    live = await archive.create("ada", call(max_output_tokens=2), id_="r")
+    async with asyncio.timeout(5), live.log.reader() as reader:
+        events = [event async for _, event in reader]
+    assert isinstance(events[-1], Finished)
+    await until_idle(service)
+    await archive.stop()

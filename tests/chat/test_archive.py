@@ -169,3 +169,14 @@ async def test_an_answer_that_cannot_be_remembered_ends_all_the_same(
     assert isinstance(events[-1], Finished)
     await until_idle(service)
     await archive.stop()
+
+
+async def test_an_empty_input_in_an_empty_conversation_is_refused_by_its_name(service: ChatService) -> None:
+    archive = Archive(service, SQLiteStore(":memory:"), KEEP)
+    await archive.start()
+    await with_conversation(archive)
+    for _ in range(2):
+        with pytest.raises(InvalidRequest, match="'input' is empty") as refused:
+            await archive.create("ada", call(conversation="c", input=[]))
+        assert refused.value.param == "input"
+    await archive.stop()

@@ -100,6 +100,16 @@ async def test_only_the_last_reader_to_leave_abandons_the_log() -> None:
     assert recorder.abandoned == 1
 
 
+async def test_a_slow_reader_ends_the_response_for_itself_only() -> None:
+    recorder = Recorder()
+    first, second = recorder.log.reader(), recorder.log.reader()
+    first.give_up()
+    await first.aclose()
+    assert recorder.cancelled == []
+    second.give_up()
+    assert recorder.cancelled == [CancelCause.SLOW_READER]
+
+
 async def test_leaving_wakes_a_reader_that_waits() -> None:
     log = Recorder().log
     reader = log.reader()

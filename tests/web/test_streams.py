@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from causerie.chat.log import ResponseLog
+from causerie.chat.log import Numbered, ResponseLog
 from causerie.config import Settings
-from causerie.errors import EngineError
+from causerie.errors import EngineError, StoreError
 from causerie.types import CancelCause, Failed, Finished, FinishReason, Part, Queued, TextDelta, Usage
 from causerie.web.openai import EventStream
 from causerie.web.requests import ClientGone
@@ -248,3 +248,31 @@ async def test_failure_of_an_unstreamed_answer_is_raised() -> None:
     client.log.append(Failed(EngineError("No.")))
     with pytest.raises(EngineError):
         await read_to_end(client.log.reader(), client.receive, lambda event: None)
+
+
+class Failing:
+    """A stored response whose store fails after its first event."""
+
+    at_end = False
+
+    def __init__(self) -> None:
+        self._events = [Numbered(1, delta("a"))]
+
+    def __aiter__(self) -> Failing:
+        return self
+
+    async def __anext__(self) -> Numbered:
+        if not self._events:
+            raise StoreError("Redis cannot be reached.")
+        return self._events.pop()
+
+    async def aclose(self) -> None: ...
+
+    def give_up(self) -> None: ...
+
+
+async def test_a_store_that_fails_in_the_middle_cuts_the_stream_off() -> None:
+    client = Client()
+    answer = StreamedAnswer(Failing(), PlainText(), [], Settings(), heartbeat=None)
+    await answer({"extensions": {CONNECTION: client}}, client.receive, client.send)
+    assert client.bodies == [b"a"] and not client.complete and client.left.is_set()

@@ -11,7 +11,7 @@ import pytest
 from causerie.chat.records import Item, Status
 from causerie.errors import EngineError, RequestTooLarge
 from causerie.types import CancelCause
-from causerie.wire.kept_answers import MAX_ANSWERS, MAX_CHARACTERS, KeptAnswers
+from causerie.wire.kept_answers import ITEM, MAX_ANSWERS, MAX_CHARACTERS, KeptAnswers
 from causerie.wire.response_socket import MAX_LANES, MAX_STEERS, MAX_WAITING, ResponseSocket
 from causerie.wire.responses_events import StreamEvent
 from causerie.wire.sampling import Limits
@@ -173,14 +173,22 @@ def test_a_new_turn_interrupts_what_runs_and_what_has_not_begun() -> None:
     assert socket.created(None, "r3") == []
 
 
+def test_items_without_text_are_not_kept_without_bound() -> None:
+    kept = KeptAnswers()
+    kept.add("r1", [Item("i", "user", "")] * (MAX_CHARACTERS // ITEM))
+    assert kept.items("r1")
+    kept.add("r2", [Item("i", "user", "")])
+    assert kept.items("r1") is None and kept.items("r2")
+
+
 def test_the_latest_unstored_answers_are_known_with_all_before_them() -> None:
     kept = KeptAnswers()
     for number in range(MAX_ANSWERS + 1):
         kept.add(str(number), (Item("i", "user", "x"),))
     assert kept.items("0") is None and kept.items("1") is not None
-    kept.add("large", (Item("i", "user", "x" * MAX_CHARACTERS),))
+    kept.add("large", (Item("i", "user", "x" * (MAX_CHARACTERS - ITEM)),))
     assert kept.items("large") is not None and kept.items("2") is None
-    kept.add("larger", (Item("i", "user", "x" * (MAX_CHARACTERS + 1)),))
+    kept.add("larger", (Item("i", "user", "x" * (MAX_CHARACTERS - ITEM + 1)),))
     assert kept.items("larger") is None
 
 

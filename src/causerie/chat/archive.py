@@ -6,6 +6,7 @@ read from there. Both look the same to a reader.
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -99,7 +100,7 @@ class Archive:
         self._runner = uuid.uuid4().hex
         self._memory = Memory()
         self._live: dict[tuple[str, str], Live] = {}
-        self._conversations: set[tuple[str, str]] = set()
+        self._conversations: set[tuple[str, str | None]] = set()
         self._sweeper = Sweeper(store, retention)
 
     async def start(self) -> None:
@@ -127,18 +128,19 @@ class Archive:
         if wanted.store:
             await self._journal.repair()
         id_ = id_ or f"resp_{uuid.uuid4().hex}"
-        conversation = wanted.conversation
-        if conversation is None:
-            return await self._create(owner, id_, wanted, history, lambda: None)
-        key = owner, conversation
-        if key in self._conversations:
-            raise _busy(conversation)
-        self._conversations.add(key)
+        key = owner, wanted.conversation
+        if wanted.conversation is not None:
+            if key in self._conversations:
+                raise _busy(wanted.conversation)
+            self._conversations.add(key)
         try:
-            return await self._create(owner, id_, wanted, history, lambda: self._conversations.discard(key))
+            live, recording = await self._create(owner, id_, wanted, history, lambda: self._conversations.discard(key))
         except BaseException:
             self._conversations.discard(key)
             raise
+        if recording is not None:
+            await self._begin(live, recording)
+        return live
 
     async def find(self, owner: str, id_: str) -> Stream:
         """Raises ResponseNotFound, StoreError."""
@@ -175,9 +177,10 @@ class Archive:
         await self._stop(owner, id_)
         if self.store.shared:
             await self.cancel(owner, id_)
-        self._memory.forget(id_)
         if not await self.store.delete_response(owner, id_):
             raise _no_response(id_)
+        self._memory.forget(id_)
+        self._service.streams.forget(owner, id_)
         self._live.pop((owner, id_), None)
 
     async def _stop(self, owner: str, id_: str) -> bool:
@@ -189,52 +192,50 @@ class Archive:
         return live is not None
 
     async def _create(
-        self,
-        owner: str,
-        id_: str,
-        wanted: Wanted,
-        history: Sequence[Item] | None,
-        on_closed: Callable[[], None],
-    ) -> Live:
+        self, owner: str, id_: str, wanted: Wanted, history: Sequence[Item] | None, on_closed: Callable[[], None]
+    ) -> tuple[Live, Recording | None]:
         if history is None:
             history = await self.history(owner, wanted)
         record = self._record(owner, id_, wanted)
         request = wanted.request(id_, owner, history)
         if not wanted.store:
-            return Live(record, await self._service.create(request), history)
+            return Live(record, await self._service.create(request), history), None
 
         place = wanted.conversation or wanted.previous
         turn = Turn(self._memory.find(place), continues=bool(history))
 
         def closed() -> None:
-            self._live.pop((owner, id_), None)
+            if self._live.get((owner, id_)) is live:
+                del self._live[owner, id_]
             if turn.after is not None:
                 self._memory.keep(wanted.conversation or id_, turn.after)
             on_closed()
 
         recording = self._journal.record(record, closed)
         live = Live(record, await self._service.create(request, recording, turn), history)
-        await self._begin(live, recording, history)
-        return live
+        return live, recording
 
-    async def _begin(self, live: Live, recording: Recording, history: Sequence[Item]) -> None:
-        key = live.record.owner, live.record.id
-        self._live[key] = live
+    async def _begin(self, live: Live, recording: Recording) -> None:
+        self._live.setdefault((live.record.owner, live.record.id), live)
         try:
             await recording.begin(live.log)
-        except BaseException:
-            self._live.pop(key, None)
-            raise
-        if live.record.conversation is not None and self.store.shared:
-            await self._check_unchanged(live, live.record.conversation, history)
-
-    async def _check_unchanged(self, live: Live, conversation: str, history: Sequence[Item]) -> None:
-        """Another process may have added a turn between our reading of the history and our beginning."""
-        count = len(live.record.input) + 1
-        page = await self.store.items(live.record.owner, conversation, limit=count, newest_first=True)
-        before = page.items[count - 1 :]
-        if [item.id for item in before] != [item.id for item in history[-1:]]:
+            if live.record.conversation is not None and self.store.shared:
+                await self._check_unchanged(live, live.record.conversation)
+        except Exception:
             live.log.cancel(CancelCause.STOPPED)
+            raise
+        except asyncio.CancelledError:
+            await live.log.reader().aclose()  # Its only reader has left before it came.
+            raise
+
+    async def _check_unchanged(self, live: Live, conversation: str) -> None:
+        """Another process may have added a turn between our reading of the history and our beginning."""
+        asked = live.record.input
+        after = asked[0].id if asked else None
+        page = await self.store.items(live.record.owner, conversation, after=after, limit=2, newest_first=True)
+        # It may have answered already.
+        before = [item.id for item in page.items if item.id != live.record.output_id]
+        if before[:1] != [item.id for item in live.history[-1:]]:
             raise _busy(conversation)
 
     async def history(self, owner: str, wanted: Wanted) -> list[Item]:
@@ -244,7 +245,7 @@ class Archive:
                 raise ConversationNotFound(
                     f"There is no conversation {wanted.conversation[:64]!r}.", param="conversation"
                 )
-            return (await self.store.items(owner, wanted.conversation)).items
+            return (await self.store.items(owner, wanted.conversation, newest_first=True)).items[::-1]
         if wanted.previous is None:
             return []
         chain = await self.store.chain(owner, wanted.previous)

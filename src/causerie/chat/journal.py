@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Coroutine
+from typing import Any, NamedTuple
 
 from causerie.chat.log import ResponseLog
 from causerie.chat.records import ResponseRecord, outcome_of
@@ -49,7 +49,15 @@ class Recording:
 
     async def begin(self, log: ResponseLog) -> None:
         """Keep the record, and then what has happened meanwhile. Raises what ``Store.begin`` raises; the log then
-        ends as failed."""
+        ends as failed.
+
+        Whoever waits for it may be cancelled: a store that has begun does not stop, so it is brought to its end.
+        """
+        beginning = self._journal._in_background(self._begin(log))
+        await asyncio.wait({beginning})
+        beginning.result()
+
+    async def _begin(self, log: ResponseLog) -> None:
         try:
             await self._journal._store.begin(self.record)
         except BaseException as error:
@@ -74,6 +82,7 @@ class Journal:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._pending: list[_Entry] = []
+        self._beginning: set[asyncio.Task[None]] = set()
         self._writing: asyncio.Task[None] | None = None
         self._open_ends: dict[ResponseLog, Recording] = {}
         self._repair = asyncio.Lock()
@@ -85,6 +94,8 @@ class Journal:
 
     async def settle(self) -> None:
         """Wait until all is committed, or has failed to be; what failed is tried once more."""
+        while self._beginning:
+            await asyncio.wait(self._beginning)
         while self._writing is not None:
             await asyncio.wait({self._writing})
         if self._repairing is not None:
@@ -107,6 +118,17 @@ class Journal:
                         logger.exception("the end of response %s cannot be kept", log.id)
                 del self._open_ends[log]
                 recording.on_closed()
+
+    def _in_background(self, beginning: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(beginning)
+        self._beginning.add(task)
+        task.add_done_callback(self._begun)
+        return task
+
+    def _begun(self, task: asyncio.Task[None]) -> None:
+        self._beginning.discard(task)
+        if not task.cancelled():
+            task.exception()  # Looked at: perhaps nobody waits for it any more.
 
     def _add(self, entries: list[_Entry]) -> None:
         self._pending += entries

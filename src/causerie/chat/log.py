@@ -215,8 +215,8 @@ class Reader:
         return self._log.closed and self._cursor >= self._log._visible
 
     def give_up(self) -> None:
-        """Its client takes nothing: end the response, unless that may go on without readers."""
-        if not self._log.outlives_readers:
+        """Its client takes nothing: end the response, unless that may go on without readers, or others read it."""
+        if not self._log.outlives_readers and self._log.reader_count <= 1:
             self._log.cancel(CancelCause.SLOW_READER)
 
     async def __aenter__(self) -> Reader:

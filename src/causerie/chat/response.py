@@ -141,9 +141,13 @@ class Response:
         return Miss.EVICTED if self._cached is not None and self._cached < least else None
 
     def _remember(self) -> None:
-        if self._turn is not None and self._chat is not None and len(self._choices) == 1:
-            said = "".join(part.text for event in self.log.events if type(event) is TextDelta for part in event.parts)
+        if self._turn is None or self._chat is None or len(self._choices) != 1:
+            return
+        said = "".join(part.text for event in self.log.events if type(event) is TextDelta for part in event.parts)
+        try:
             self._turn.after = self._owner.text.seen(self._chat, self._choices[0].ids, said)
+        except Exception:  # It would cost this response its end, and the others of the step theirs.
+            logger.exception("what the model has seen of response %s is not remembered", self.log.id)
 
     def _begin(self) -> None:
         self._owner.metrics.queue_time(time.perf_counter() - self._arrived)

@@ -177,7 +177,11 @@ class ChatService:
             self._responses[key] = response
             if log.outlives_readers:
                 self.streams.keep(log, request)
-            response.enqueue()
+            try:
+                response.enqueue()
+            except BaseException:
+                self.streams.forget(log.owner, log.id)
+                raise
         except BaseException as error:
             # An encoding thread that is still at work keeps its place until it is done; see _encode.
             if not isinstance(error, asyncio.CancelledError):

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from causerie.chat.log import EventReader, Numbered
 from causerie.chat.store import Store
+from causerie.errors import ResponseNotFound
 from causerie.types import Failed, Finished
 
 
@@ -43,7 +44,10 @@ class Kept:
 
 
 class StoredReader:
-    """An async iterator over stored events, unmerged; see ``log.EventReader``."""
+    """An async iterator over stored events, unmerged; see ``log.EventReader``.
+
+    Raises StoreError, and ResponseNotFound where the response is deleted before its end was read.
+    """
 
     def __init__(self, kept: Kept, events: deque[Numbered], number: int) -> None:
         self._kept = kept
@@ -59,7 +63,8 @@ class StoredReader:
     async def __anext__(self) -> Numbered:
         if not self._ended and not self._left and not self._events:
             self._events.extend(await self._wait())
-            self._ended = not self._events
+            if not self._events and not self._left:
+                self._see_that_it_was_all()
         if self._ended or self._left:
             raise StopAsyncIteration
         first = self._events.popleft()
@@ -68,6 +73,11 @@ class StoredReader:
             self._ended = True
             await self._kept.see_end()
         return first
+
+    def _see_that_it_was_all(self) -> None:
+        if not self._kept.ended:
+            raise ResponseNotFound("The response was deleted before its end was read.", param="response_id")
+        self._ended = True
 
     async def _wait(self) -> list[Numbered]:
         self._waiting = asyncio.ensure_future(self._kept.follow(self._number))

@@ -74,6 +74,14 @@ class Streams:
         if len(self._ended) > self._capacity:
             self._expire(next(iter(self._ended)))
 
+    def forget(self, owner: str, id_: str) -> None:
+        """It was never begun, or is deleted: from now on it is not there."""
+        key = owner, id_
+        self._kept.pop(key, None)
+        self._stop_grace(key)
+        if (timer := self._ended.pop(key, None)) is not None:
+            timer.cancel()
+
     def close(self) -> None:
         """Forget everything, timers too."""
         for timer in (*self._ended.values(), *self._graces.values()):

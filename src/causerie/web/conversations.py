@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
+from collections.abc import Callable
+from typing import TypeVar
 
 from starlette.types import Receive, Scope, Send
 
@@ -11,6 +14,7 @@ from causerie.chat.archive import Archive
 from causerie.chat.records import ConversationRecord
 from causerie.config import Settings
 from causerie.errors import ConversationNotFound, ItemNotFound
+from causerie.web.openai import PARSE_INLINE
 from causerie.web.requests import owner_of, read_body, send_json
 from causerie.wire.conversations import (
     conversation_object,
@@ -23,6 +27,8 @@ from causerie.wire.fields import query_pairs
 from causerie.wire.items import item_list, item_object
 from causerie.wire.queries import parse_item_query, parse_list_query
 
+T = TypeVar("T")
+
 
 class Conversations:
     """Each method is an ASGI application."""
@@ -32,7 +38,7 @@ class Conversations:
         self._settings = settings
 
     async def create(self, scope: Scope, receive: Receive, send: Send) -> None:
-        call = parse_conversation(await read_body(scope, receive, self._settings))
+        call = await self._parsed(parse_conversation, scope, receive)
         record = ConversationRecord(f"conv_{uuid.uuid4().hex}", owner_of(scope), time.time(), call.metadata)
         await self._store.create_conversation(record, call.items)
         await send_json(conversation_object(record), scope, receive, send)
@@ -44,7 +50,7 @@ class Conversations:
 
     async def update(self, scope: Scope, receive: Receive, send: Send) -> None:
         id_ = _conversation(scope)
-        metadata = parse_update(await read_body(scope, receive, self._settings))
+        metadata = await self._parsed(parse_update, scope, receive)
         found = await self._store.update_conversation(owner_of(scope), id_, metadata)
         await send_json(conversation_object(_there(found, id_)), scope, receive, send)
 
@@ -67,7 +73,7 @@ class Conversations:
 
     async def add_items(self, scope: Scope, receive: Receive, send: Send) -> None:
         parse_item_query(query_pairs(scope["query_string"]))
-        items = parse_added(await read_body(scope, receive, self._settings))
+        items = await self._parsed(parse_added, scope, receive)
         await self._store.add_items(owner_of(scope), _conversation(scope), items)
         await send_json(item_list(items, has_more=False), scope, receive, send)
 
@@ -88,6 +94,10 @@ class Conversations:
             raise _no_item(id_)
         found = await self._store.conversation(owner, conversation)
         await send_json(conversation_object(_there(found, conversation)), scope, receive, send)
+
+    async def _parsed(self, parse: Callable[[bytes], T], scope: Scope, receive: Receive) -> T:
+        body = await read_body(scope, receive, self._settings)
+        return parse(body) if len(body) < PARSE_INLINE else await asyncio.to_thread(parse, body)
 
 
 def _conversation(scope: Scope) -> str:

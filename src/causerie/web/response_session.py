@@ -162,6 +162,8 @@ class ResponseSession:
         try:
             await answer
             await self._close_if_done()
+        except CauserieError as error:  # The store failed, or what was read from it was deleted.
+            await self._close(meaning(error).close_code, error.message)
         except Exception:
             logger.exception("a response failed on its socket")
             await self._close(INTERNAL_ERROR, _UNFORESEEN)

@@ -7,6 +7,7 @@ client's leaving, one timer for a client that takes nothing.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from typing import Protocol
 
@@ -19,6 +20,8 @@ from causerie.types import Event, Failed, Finished, FinishReason, OnDisconnect, 
 from causerie.web.pulse import Pulse
 from causerie.web.requests import ClientGone, header
 from causerie.wire.disconnect import Place, parse_on_disconnect
+
+logger = logging.getLogger("causerie.web")
 
 CONNECTION = "causerie.connection"
 """ASGI extension: an object with ``close()`` (send what was written, then close) and ``abort()`` (close now)."""
@@ -103,7 +106,14 @@ class StreamedAnswer:
         silence = None if self._heartbeat is None else self._settings.heartbeat
         self._pulse = Pulse(self._settings.send_timeout, lambda: self._give_up(task), silence, self._keep_alive)
         try:
-            complete = await self._pump()
+            try:
+                complete = await self._pump()
+            except CauserieError as error:
+                if not self._started:
+                    raise
+                # A store failed, or the response was deleted: how it ends is not known.
+                logger.warning("the stream of a stored response breaks off: %s", error)
+                complete = False
             if not complete and not gone.done():
                 await self._cut(scope, gone)
         except asyncio.CancelledError:

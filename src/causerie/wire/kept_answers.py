@@ -8,7 +8,8 @@ from causerie.chat.records import Item
 
 MAX_ANSWERS = 16
 MAX_CHARACTERS = 4 * 2**20
-"""Of all that is kept; what several have in common counts for each."""
+"""Of all that is kept; what several have in common counts for each, and an item for ``ITEM`` more than its text."""
+ITEM = 256
 
 
 class KeptAnswers:
@@ -30,4 +31,4 @@ class KeptAnswers:
 
 
 def _characters(items: Sequence[Item]) -> int:
-    return sum(len(item.text) for item in items)
+    return sum(len(item.text) + ITEM for item in items)

@@ -98,10 +98,13 @@ class ResponseCall:
         return ChatPrompt((*head, *map(message, history), *map(message, self.input)), self.overflow, "input")
 
     def request(self, id_: str, owner: str, history: Sequence[Item] = ()) -> GenerationRequest:
-        default = OnDisconnect(None if self.background else 0.0)
+        """Raises InvalidRequest where there is nothing to answer."""
+        prompt, default = self.prompt(history), OnDisconnect(None if self.background else 0.0)
+        if not prompt.messages:
+            raise InvalidRequest("'input' is empty, and so is what it continues: give a message.", param="input")
         return GenerationRequest(
             id=id_,
-            prompt=self.prompt(history),
+            prompt=prompt,
             sampling=self.sampling,
             stop=self.stop,
             owner=owner,

@@ -1,0 +1,69 @@
+"""Turns of a conversation that several servers may add to."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+import pytest
+
+from causerie.chat.archive import Archive
+from causerie.chat.records import Item, ResponseRecord
+from causerie.chat.store import End, Page, Retention, Write
+from causerie.chat.stores.redis import RedisStore
+from causerie.errors import ConversationBusy
+from causerie.wire.responses_request import ResponseCall, parse_response
+from causerie.wire.sampling import Limits
+from tests.chat.stores.samples import conversation, user
+from tests.support.service import says, service_with, until_idle
+
+
+def call() -> ResponseCall:
+    return parse_response(orjson.dumps({"input": "Hi", "conversation": "c1"}), Limits("m", 64, 4, 256, 9000))
+
+
+class Late(RedisStore):
+    """Looks at a conversation only once the answer of a response that has begun is in it."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.begun = False
+        self.ended = asyncio.Event()
+        self.meanwhile: list[Item] = []
+        """What another server adds between our reading of the history and our beginning."""
+
+    async def begin(self, record: ResponseRecord) -> None:
+        if self.meanwhile:
+            await self.add_items("ada", "c1", self.meanwhile)
+        await super().begin(record)
+        self.begun = True
+
+    async def write(self, writes: Sequence[Write]) -> None:
+        await super().write(writes)
+        if any(isinstance(write, End) for write in writes):
+            self.ended.set()
+
+    async def items(self, owner: str, conversation: str, **more: Any) -> Page:
+        if self.begun:
+            await self.ended.wait()
+        return await super().items(owner, conversation, **more)
+
+
+@pytest.mark.parametrize("before", [[], [user("i1"), user("i2")]])
+async def test_only_what_another_server_added_makes_a_conversation_busy(empty_redis: str, before: list[Item]) -> None:
+    service = service_with(says("Yes"))
+    await service.start()
+    store = Late(empty_redis)
+    archive = Archive(service, store, Retention(None, None))
+    await archive.start()
+    await store.create_conversation(conversation(), before)
+    async with asyncio.timeout(10):
+        assert (await archive.create("ada", call())).record.conversation == "c1"
+        store.begun, store.meanwhile = False, [user("i3")]
+        with pytest.raises(ConversationBusy):
+            await archive.create("ada", call())
+    await until_idle(service)
+    await service.stop()
+    await archive.stop()

@@ -1,0 +1,182 @@
+"""What becomes of stored responses and their conversations where something comes in between."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+
+import orjson
+import pytest
+
+from causerie.chat.archive import Archive
+from causerie.chat.records import ConversationRecord, Item, Outcome, ResponseRecord, Status
+from causerie.chat.service import ChatService
+from causerie.chat.store import MAX_CHAIN, End, Retention, Write
+from causerie.chat.stores.sqlite import SQLiteStore
+from causerie.config import Settings
+from causerie.errors import InvalidRequest, ResponseNotFound
+from causerie.types import Finished
+from causerie.wire.responses_request import ResponseCall, parse_response
+from causerie.wire.sampling import Limits
+from tests.support.service import endless, service_with, until, until_idle
+
+KEEP = Retention(None, None)
+
+
+class SlowToBegin(SQLiteStore):
+    """Begins when the test lets it."""
+
+    def __init__(self) -> None:
+        super().__init__(":memory:")
+        self.begins = 0
+        self.gate = asyncio.Event()
+        self.ends: list[Status] = []
+
+    async def begin(self, record: ResponseRecord) -> None:
+        self.begins += 1
+        # Like a thread: what was begun comes to its end, whoever waits for it.
+        await asyncio.shield(asyncio.ensure_future(self._begin(record)))
+
+    async def _begin(self, record: ResponseRecord) -> None:
+        await self.gate.wait()
+        await super().begin(record)
+
+    async def write(self, writes: Sequence[Write]) -> None:
+        await super().write(writes)
+        self.ends += [write.outcome.status for write in writes if isinstance(write, End)]
+
+
+@pytest.fixture
+async def service() -> AsyncIterator[ChatService]:
+    made = service_with(endless, settings=Settings(engine="scripted"))
+    await made.start()
+    yield made
+    await made.stop()
+
+
+def call(**fields: object) -> ResponseCall:
+    return parse_response(orjson.dumps({"input": "Hi", **fields}), Limits("m", 9000, 4, 256, 9000))
+
+
+async def ended(store: SQLiteStore) -> Outcome:
+    async with asyncio.timeout(5):
+        while (found := await store.response("ada", "r")) is None or found.outcome is None:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+        return found.outcome
+
+
+async def with_conversation(archive: Archive, items: int = 0) -> None:
+    await archive.store.create_conversation(ConversationRecord("c", "ada", time.time()), ())
+    if items:
+        await archive.store.add_items("ada", "c", [Item(f"i{n}", "user", str(n)) for n in range(items)])
+
+
+async def test_a_client_that_leaves_while_its_response_is_begun_leaves_nothing_running(service: ChatService) -> None:
+    store = SlowToBegin()
+    archive = Archive(service, store, KEEP)
+    await archive.start()
+    await with_conversation(archive)
+    creating = asyncio.create_task(archive.create("ada", call(conversation="c"), id_="r"))
+    await until(lambda: store.begins)
+    creating.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await creating
+    await until_idle(service)
+    store.gate.set()
+    assert (await ended(store)).status is Status.CANCELLED
+    live = await archive.create("ada", call(conversation="c", max_output_tokens=1))
+    async with live.log.reader() as reader:
+        assert [event async for event in reader]
+    await archive.stop()
+
+
+async def test_a_background_response_goes_on_although_its_client_left_while_it_was_begun(
+    service: ChatService,
+) -> None:
+    store = SlowToBegin()
+    archive = Archive(service, store, KEEP)
+    await archive.start()
+    creating = asyncio.create_task(archive.create("ada", call(background=True, max_output_tokens=5), id_="r"))
+    await until(lambda: store.begins)
+    creating.cancel()
+    await asyncio.wait({creating})
+    store.gate.set()
+    outcome = await ended(store)
+    assert (outcome.status, outcome.text) == (Status.INCOMPLETE, "aaaaa")
+    await archive.stop()
+
+
+async def test_stopping_waits_for_a_response_that_is_being_begun(service: ChatService) -> None:
+    store = SlowToBegin()
+    archive = Archive(service, store, KEEP)
+    await archive.start()
+    creating = asyncio.create_task(archive.create("ada", call(background=True), id_="r"))
+    await until(lambda: store.begins)
+    await service.stop()
+    stopping = asyncio.create_task(archive.stop())
+    await asyncio.sleep(0)
+    store.gate.set()
+    await stopping
+    await creating
+    assert store.ends == [Status.FAILED]
+
+
+async def test_a_long_conversation_goes_on_from_its_latest_items(service: ChatService) -> None:
+    archive = Archive(service, SQLiteStore(":memory:"), KEEP)
+    await archive.start()
+    await with_conversation(archive, MAX_CHAIN + 3)
+    history = await archive.history("ada", call(conversation="c"))
+    assert [item.id for item in (history[0], history[-1])] == ["i3", f"i{MAX_CHAIN + 2}"]
+    await archive.stop()
+
+
+async def test_a_deleted_response_is_not_read_as_a_stream_either(service: ChatService) -> None:
+    archive = Archive(service, SQLiteStore(":memory:"), KEEP)
+    await archive.start()
+    await archive.create("ada", call(background=True, max_output_tokens=1), id_="r")
+    await until_idle(service)
+    with pytest.raises(ResponseNotFound):
+        await archive.delete("bob", "r")
+    assert service.streams.find("ada", "r")
+    await archive.delete("ada", "r")
+    with pytest.raises(ResponseNotFound):
+        service.streams.find("ada", "r")
+    await archive.stop()
+
+
+async def test_a_request_that_could_never_run_leaves_no_stream(service: ChatService) -> None:
+    asked = call(on_disconnect="continue").request("r", "ada")
+    with pytest.raises(InvalidRequest):
+        await service.create(replace(asked, n=service.settings.max_batch_size + 1))
+    with pytest.raises(ResponseNotFound):
+        service.streams.find("ada", "r")
+
+
+async def test_an_answer_that_cannot_be_remembered_ends_all_the_same(
+    service: ChatService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise ValueError("no")
+
+    monkeypatch.setattr(service.text, "seen", broken)
+    archive = Archive(service, SQLiteStore(":memory:"), KEEP)
+    await archive.start()
+    live = await archive.create("ada", call(max_output_tokens=2), id_="r")
+    async with asyncio.timeout(5), live.log.reader() as reader:
+        events = [event async for _, event in reader]
+    assert isinstance(events[-1], Finished)
+    await until_idle(service)
+    await archive.stop()
+
+
+async def test_an_empty_input_in_an_empty_conversation_is_refused_by_its_name(service: ChatService) -> None:
+    archive = Archive(service, SQLiteStore(":memory:"), KEEP)
+    await archive.start()
+    await with_conversation(archive)
+    for _ in range(2):
+        with pytest.raises(InvalidRequest, match="'input' is empty") as refused:
+            await archive.create("ada", call(conversation="c", input=[]))
+        assert refused.value.param == "input"
+    await archive.stop()

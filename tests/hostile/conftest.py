@@ -38,11 +38,13 @@ def serve() -> Iterator[Serve]:
 def real_server(default_folder: ModelFolder) -> Iterator[Served]:
     with served(build_service(Settings(max_batch_size=16, max_waiting=300))) as server:
         yield server
+        server.errors.clear()  # Of other tests, which log some on purpose while this server is there.
 
 
 @pytest.fixture
 def real(real_server: Served) -> Iterator[Served]:
     """The default model, in production settings but for 16 sequences at once."""
+    real_server.errors.clear()
     yield real_server
     real_server.check_aftermath()
 

@@ -45,7 +45,7 @@ class Upload:
 
 async def upload(url: str, path: str = "/", method: str = "POST", *headers: str) -> Upload:
     response = await connect(url)
-    lines = [f"{method} {path} HTTP/1.1", "Host: x", "Transfer-Encoding: chunked", *headers, "", ""]
+    lines = [f"{method} {path} HTTP/1.1", "Host: localhost", "Transfer-Encoding: chunked", *headers, "", ""]
     response.writer.write("\r\n".join(lines).encode())
     return Upload(response)
 

@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Literal
 
 from causerie.errors import CauserieError, Interrupted
-from causerie.types import Event, Failed, Finished, FinishReason, Message, Started, TextDelta, Usage
+from causerie.types import Event, Failed, Finished, FinishReason, Started, TextDelta, Usage
 
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
 
@@ -25,10 +25,6 @@ class Item:
     role: str
     text: str
     status: ItemStatus = "completed"
-
-    @property
-    def message(self) -> Message:
-        return Message(self.role, self.text)
 
 
 class Status(StrEnum):

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Protocol
 
 import orjson
 from starlette.responses import Response
@@ -155,21 +156,30 @@ class EventStream:
         return progress_comment(event) if isinstance(event, Queued | PrefillProgress) else b""
 
 
-class NumberedStream:
-    """The same, with the numbers by which it can be picked up again."""
+class NumberedEvents(Protocol):
+    """A wire format whose events have the numbers by which a stream can be picked up again."""
 
-    def __init__(self, chunks: NumberedChunks) -> None:
-        self._chunks = chunks
+    def started(self, number: int) -> bytes: ...
+    def delta(self, number: int, event: TextDelta) -> bytes: ...
+    def finished(self, number: int, event: Finished) -> bytes: ...
+    def failed(self, number: int, error: bytes) -> bytes: ...
+
+
+class NumberedStream:
+    """Such events as the body of an event stream."""
+
+    def __init__(self, events: NumberedEvents) -> None:
+        self._events = events
 
     def encode(self, number: int, event: Event) -> bytes:
         if type(event) is TextDelta:
-            return self._chunks.delta(number, event)
+            return self._events.delta(number, event)
         if (error := error_of(event)) is not None:
-            return self._chunks.failed(number, error_body(error))
+            return self._events.failed(number, error_body(error))
         if isinstance(event, Finished):
-            return self._chunks.finished(number, event)
+            return self._events.finished(number, event)
         if isinstance(event, Started):
-            return self._chunks.started(number)
+            return self._events.started(number)
         return progress_comment(event) if isinstance(event, Queued | PrefillProgress) else b""
 
 

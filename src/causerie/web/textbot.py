@@ -14,14 +14,12 @@ from starlette.types import Receive, Scope, Send
 from causerie.chat.log import EventReader
 from causerie.chat.service import ChatService
 from causerie.errors import InvalidRequest
-from causerie.types import CancelCause, Event, Finished, PrefillProgress, Queued, TextDelta
-from causerie.web.errors import error_body
-from causerie.web.openai import EVENT_STREAM_HEADERS, limits_of
+from causerie.types import CancelCause, Event, TextDelta
+from causerie.web.openai import EVENT_STREAM_HEADERS, NumberedStream, limits_of
 from causerie.web.requests import Body, header, owner_of, send_json
 from causerie.web.streams import StreamedAnswer, check_place, error_of, wanted_on_disconnect
 from causerie.wire import sse
 from causerie.wire.disconnect import START, Place, parse_event_id, parse_place_query
-from causerie.wire.openai import progress_comment
 from causerie.wire.textbot import StreamedText, TextCall, TextEvents, parse_streamed, parse_textbot
 
 TEXT_HEADERS = [
@@ -77,7 +75,7 @@ class Textbot:
         settings = self._service.settings
         if events or b"text/event-stream" in (header(scope, b"accept") or b""):
             headers = [*EVENT_STREAM_HEADERS, (b"x-request-id", id_.encode())]
-            answer = StreamedAnswer(reader, TextStream(TextEvents(id_)), headers, settings, heartbeat=sse.HEARTBEAT)
+            answer = StreamedAnswer(reader, NumberedStream(TextEvents(id_)), headers, settings, heartbeat=sse.HEARTBEAT)
         else:
             headers = [*TEXT_HEADERS, (b"x-request-id", id_.encode())]
             answer = StreamedAnswer(reader, PlainText(), headers, settings, heartbeat=None)
@@ -106,19 +104,3 @@ class PlainText:
         if type(event) is TextDelta:
             return "".join(part.text for part in event.parts).encode("utf-8")
         return b"" if error_of(event) is None else None
-
-
-class TextStream:
-    """The text as server-sent events."""
-
-    def __init__(self, events: TextEvents) -> None:
-        self._events = events
-
-    def encode(self, number: int, event: Event) -> bytes:
-        if type(event) is TextDelta:
-            return self._events.delta(number, event)
-        if (error := error_of(event)) is not None:
-            return self._events.failed(number, error_body(error))
-        if isinstance(event, Finished):
-            return self._events.finished(number, event)
-        return progress_comment(event) if isinstance(event, Queued | PrefillProgress) else b""

@@ -163,6 +163,10 @@ class TextEvents:
     def __init__(self, request_id: str) -> None:
         self._id = b"id: " + request_id.encode("ascii") + b":"
 
+    def started(self, number: int) -> bytes:
+        """Text has nothing to say before it begins."""
+        return b""
+
     def delta(self, number: int, event: TextDelta) -> bytes:
         text = "".join(part.text for part in event.parts)
         return self._id + b"%d\n" % number + sse.event(orjson.dumps(text)) if text else b""

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from contextvars import Context
 from dataclasses import dataclass, replace
 
+from grpc.aio import AioRpcError
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 
@@ -134,7 +135,7 @@ class PooledEngine:
                 return
             except RayTaskError:
                 raise  # A fault of the replica's own code, which every other has as well.
-            except (RayError, RayServeException, _Lost, asyncio.CancelledError) as error:
+            except (RayError, RayServeException, AioRpcError, _Lost, asyncio.CancelledError) as error:
                 if _is_ours(error):
                     raise
                 if sequence.number not in self._sequences:
@@ -200,7 +201,7 @@ class PooledEngine:
                             self._on_gains(replica, gains)
                 finally:
                     stream.cancel()
-        except (RayError, RayServeException, TimeoutError, asyncio.CancelledError) as error:
+        except (RayError, RayServeException, AioRpcError, TimeoutError, asyncio.CancelledError) as error:
             if _is_ours(error):
                 raise
             logger.warning("an engine's channel was lost: %s", type(error).__name__)

@@ -80,6 +80,11 @@ class Replica:
         yield self.name
         await self.host.generate("ingress", channel, key, prompt, sampling)
 
+    async def prefill(self, prompt: Sequence[int]) -> AsyncGenerator[tuple[str, int | None]]:
+        if self.dies_after == 0:
+            raise self.error
+        yield self.name, await self.host.prefill(prompt)
+
     async def gains(self, number: int) -> AsyncGenerator[list[Gain]]:
         count = 0
         async with aclosing(self.host.gains("ingress", number)) as channel:
@@ -102,17 +107,25 @@ class Replicas:
     def __init__(self, *replicas: Replica) -> None:
         self.replicas = list(replicas)
         self.asked = 0
+        self.readings: list[Stream[tuple[str, int | None]]] = []
 
     def generate(
         self, preferred: str, channel: int, key: int, prompt: Sequence[int], sampling: SamplingParams
     ) -> Stream[str]:
-        named = [replica for replica in self.replicas if replica.name == preferred]
-        replica = named[0] if named else self.replicas[self.asked % len(self.replicas)]
-        self.asked += 1
+        replica = self._next(preferred)
         replica.calls.append(Stream(replica.generate(channel, key, prompt, sampling)))
         return replica.calls[-1]
+
+    def prefill(self, preferred: str, prompt: Sequence[int]) -> Stream[tuple[str, int | None]]:
+        self.readings.append(Stream(self._next(preferred).prefill(prompt)))
+        return self.readings[-1]
 
     def gains(self, replica: str, channel: int) -> Stream[list[Gain]]:
         (named,) = [one for one in self.replicas if one.name == replica]
         named.channels.append(Stream(named.gains(channel)))
         return named.channels[-1]
+
+    def _next(self, preferred: str) -> Replica:
+        named = [replica for replica in self.replicas if replica.name == preferred]
+        self.asked += 1
+        return named[0] if named else self.replicas[(self.asked - 1) % len(self.replicas)]

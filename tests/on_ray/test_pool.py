@@ -23,7 +23,7 @@ class Desk:
     def __init__(self, pool: Replicas) -> None:
         host = pool.replicas[0].host
         self.pool = pool
-        self.engine = PooledEngine(pool, host.info, replica_kv_tokens=host.info.kv_tokens)
+        self.engine = PooledEngine(pool, host.info, most=len(pool.replicas))
         self.updates: list[Update] = []
         self.engine.start(self.updates.extend)
 
@@ -89,11 +89,49 @@ async def test_one_that_is_cancelled_before_it_was_looked_at_ends_too(replicas: 
     assert desk.engine.stats().running == 0
 
 
-async def test_reading_ahead_is_done_at_once_where_nothing_is_kept(replicas: Callable[..., Replicas]) -> None:
+async def test_what_was_read_ahead_is_where_the_prompt_is_sent(replicas: Callable[..., Replicas]) -> None:
+    desk = await started(replicas("a", "b"))
+    desk.engine.is_there(["a", "b"])
+    prompt = list(range(250))
+    for number, end in ((1, 64), (2, 128), (3, 224)):
+        desk.engine.prefill(number, prompt[:end])
+        assert (await desk.end(number)).cached_tokens == (0, 64, 128)[number - 1]
+        assert desk.engine.cached(prompt) == end
+    desk.engine.submit(4, prompt, ASKED)
+    assert (await desk.end(4)).ended is EndReason.STOP
+    assert next(update for update in desk.updates if update.sequence == 4 and update.ids).cached_tokens == 224
+
+
+async def test_nothing_is_read_ahead_while_somebody_waits_at_the_engine(replicas: Callable[..., Replicas]) -> None:
+    desk = await started(replicas("a", script=endless))
+    for number in range(3):  # Two of them fill the cache.
+        desk.engine.submit(number, [number] * 100, SamplingParams(max_tokens=1900))
+    await until(lambda: len({update.sequence for update in desk.updates}) == 2)
+    desk.engine.prefill(9, list(range(64)))
+    await asyncio.sleep(0.05)
+    assert not any(update.sequence == 9 for update in desk.updates)
+    waiting = ({0, 1, 2} - {update.sequence for update in desk.updates}).pop()
+    desk.engine.cancel(waiting)
+    assert (await desk.end(9)).ended is EndReason.PREFILLED
+
+
+async def test_what_is_read_ahead_can_be_left(replicas: Callable[..., Replicas]) -> None:
     desk = await started(replicas("a"))
-    desk.engine.prefill(1, [1, 2])
-    assert (await desk.end(1)).ended is EndReason.PREFILLED
-    assert desk.pool.asked == 0
+    desk.engine.prefill(1, list(range(250)) * 16)
+    await until(lambda: bool(desk.pool.readings))
+    desk.engine.cancel(1)
+    assert (await desk.end(1)).ended is EndReason.CANCELLED
+    await until(lambda: desk.pool.readings[0].ended)
+    desk.engine.prefill(2, list(range(64)))
+    assert (await desk.end(2)).ended is EndReason.PREFILLED
+
+
+async def test_an_engine_that_is_lost_reads_nothing_ahead_and_says_so(replicas: Callable[..., Replicas]) -> None:
+    desk = await started(replicas("a"))
+    desk.pool.replicas[0].dies_after = 0
+    desk.engine.prefill(1, list(range(64)))
+    assert (await desk.end(1)).ended is EndReason.ERROR
+    assert desk.engine.cached(list(range(64))) == 0
 
 
 async def test_stop_ends_what_runs(replicas: Callable[..., Replicas]) -> None:
@@ -186,17 +224,44 @@ async def test_with_no_engine_left_it_gives_up(replicas: Callable[..., Replicas]
 
 async def test_what_continues_a_known_prefix_goes_where_that_is(replicas: Callable[..., Replicas]) -> None:
     desk = await started(replicas("a", "b"))
+    desk.engine.is_there(["a", "b"])
     prompt = list(range(200))
-    desk.engine.submit(1, prompt, ASKED)
-    await desk.end(1)
-    for number in range(2, 6):
-        prompt = prompt + list(range(40))
+    for number in range(1, 6):
         desk.engine.submit(number, prompt, ASKED)
         await desk.end(number)
-    assert len(desk.pool.replicas[0].served) == 5
-    desk.engine.submit(9, [200, *range(100)], ASKED)
-    await desk.end(9)
-    assert len(desk.pool.replicas[1].served) == 1
+        prompt = prompt + list(range(40))
+    assert sorted(len(replica.served) for replica in desk.pool.replicas) == [0, 5]
+
+
+async def test_a_burst_is_spread_evenly_whatever_the_router_would_do(replicas: Callable[..., Replicas]) -> None:
+    desk = await started(replicas("a", "b", "c", script=endless))
+    desk.engine.is_there(["a", "b", "c"])
+    for number in range(12):
+        desk.engine.submit(number, [number], SamplingParams(max_tokens=100))
+    for number in range(12):
+        await desk.end(number)
+    assert [len(replica.served) for replica in desk.pool.replicas] == [4, 4, 4]
+
+
+async def test_an_engine_that_was_lost_is_asked_last_until_it_is_known_to_be_there(
+    replicas: Callable[..., Replicas],
+) -> None:
+    desk = await started(replicas("a", "b"))
+    desk.engine.is_there(["a", "b"])
+    dead, other = desk.pool.replicas
+    dead.dies_after = 0
+    for number in range(8):
+        desk.engine.submit(number, [number], ASKED)
+        assert (await desk.end(number)).ended is EndReason.STOP
+    assert len(other.served) == 8
+    assert len(dead.calls) <= 1
+    dead.dies_after = None
+    desk.engine.is_there(["a", "b"])
+    for number in range(8, 16):
+        desk.engine.submit(number, [number], ASKED)
+    for number in range(8, 16):
+        await desk.end(number)
+    assert len(dead.served) == 4
 
 
 async def test_a_host_queues_what_its_cache_cannot_hold_at_once(replicas: Callable[..., Replicas]) -> None:

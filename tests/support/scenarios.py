@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from urllib.parse import urlsplit
 
 import pytest
@@ -144,6 +146,50 @@ def a_client_that_leaves_frees_its_place(url: str) -> None:
         until_nothing_runs(url, 3)
 
 
+def responses_are_kept(url: str) -> None:
+    client = openai(url)
+    first = client.responses.create(model="default", input="Name a colour.", max_output_tokens=8, temperature=0)
+    events = list(
+        client.responses.create(
+            model="default", input="Another?", previous_response_id=first.id, max_output_tokens=8, stream=True
+        )
+    )
+    numbers = [event.sequence_number for event in events]
+    assert numbers[0] == 0
+    assert all(before < after for before, after in pairwise(numbers))
+    last = events[-1]
+    assert last.type in ("response.completed", "response.incomplete")
+    said = "".join(event.delta for event in events if event.type == "response.output_text.delta")
+    assert client.responses.retrieve(last.response.id).output_text == said
+    assert "Another?" in str(client.responses.input_items.list(last.response.id).data)
+    for response in (first, last.response):
+        client.responses.delete(response.id)
+    with pytest.raises(NotFoundError):
+        client.responses.retrieve(first.id)
+
+
+def typed_text_is_read_ahead(url: str) -> None:
+    with connect(url.replace("http", "ws", 1) + "/v1/responses", max_size=None) as socket:
+
+        def say(what: str, **fields: object) -> None:
+            socket.send(json.dumps({"type": f"input_text_buffer.{what}", **fields}))
+
+        text = f"{time.monotonic_ns()}: " + "The sea was calm that day and nobody spoke. " * 40
+        say("append", text=text, response={"max_output_tokens": 4, "store": False})
+        prefilled = {"tokens": 0, "cached_tokens": 0}
+        while prefilled["cached_tokens"] < 300:
+            prefilled = json.loads(socket.recv(20))
+            assert prefilled["type"] == "input_text_buffer.prefilled"
+        say("append", text="What happened?")
+        say("commit")
+        event = json.loads(socket.recv(20))
+        while event["type"] not in ("response.completed", "response.incomplete"):
+            event = json.loads(socket.recv(20))
+            assert event["type"] not in ("error", "response.failed")
+        usage = event["response"]["usage"]
+        assert usage["input_tokens_details"]["cached_tokens"] >= 300
+
+
 SCENARIOS: dict[str, Scenario] = {
     scenario.__name__: scenario
     for scenario in (
@@ -156,5 +202,7 @@ SCENARIOS: dict[str, Scenario] = {
         what_is_wrong_is_said,
         it_says_how_it_is,
         a_client_that_leaves_frees_its_place,
+        responses_are_kept,
+        typed_text_is_read_ahead,
     )
 }

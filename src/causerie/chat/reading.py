@@ -46,6 +46,11 @@ class Reading:
         """
         return cached if self._all_found else self._cached
 
+    @property
+    def cached(self) -> int | None:
+        """What the engine found of it in its cache, by the first piece that was not all there."""
+        return self._cached
+
     def found(self, cached: int | None) -> None:
         """The engine says how much of the piece was in the cache; a token at least is always computed again."""
         if self._all_found:
@@ -90,7 +95,7 @@ class PromptReader:
         Returns None if there is nothing to read ahead: then neither callback is called. ``on_progress`` gets the
         number of tokens read. ``on_ready`` gets None, or the update that says why the engine failed.
         """
-        if not self._block:
+        if not self._block or self._engine.info.takes_turns:
             return None
         last = len(ids) - 1  # One token at least is left to be read with the request itself.
         unit = self._block if whole else self._piece

@@ -14,6 +14,7 @@ from causerie.chat.stores import make_store
 from causerie.config import Settings, load_settings
 from causerie.errors import ConfigError
 from causerie.ray.deployments import Engine, Ingress, Server, needs_shared
+from causerie.ray.placement import slack
 from causerie.ray.routing import PreferredReplicaRouter
 from causerie.web.access import Access
 
@@ -88,7 +89,7 @@ def _engines(arguments: Arguments) -> serve.Deployment:
         max_ongoing_requests=places + leeway + ASIDE,
         request_router_config=RequestRouterConfig(
             request_router_class=router,
-            request_router_kwargs={"places": places, "leeway": leeway, "slack": max(1, places // 4)},
+            request_router_kwargs={"places": places, "leeway": leeway, "slack": slack(places)},
         ),
         # A replica that is scaled away finishes its answers; whoever ends sooner, ends them from the ingress.
         graceful_shutdown_timeout_s=LONGEST_ANSWER_SECONDS,

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from contextvars import Context
-from dataclasses import replace
 from typing import Any
 
 import ray
@@ -21,6 +20,7 @@ from causerie.engines.base import EngineInfo
 from causerie.errors import ConfigError
 from causerie.ray.engine import PooledEngine
 from causerie.ray.metrics import join
+from causerie.ray.placement import whole
 from causerie.ray.pool import pool_of
 from causerie.ray.replica import EngineHost, Gain
 from causerie.ray.watch import is_leaving, watch
@@ -38,11 +38,6 @@ def _is_gone(actor: str) -> bool:
     except ValueError:
         return True
     return False
-
-
-def _pool(one: EngineInfo, replicas: int) -> EngineInfo:
-    """So many engines as one."""
-    return replace(one, kv_tokens=one.kv_tokens * replicas, max_sequences=one.max_sequences * replicas)
 
 
 def needs_shared(servers: int) -> str:
@@ -79,6 +74,10 @@ class Engine:
         """See ``EngineHost.generate``; says which replica this is, and ends with the sequence."""
         yield self._name
         await self._host.generate(caller, channel, key, prompt, sampling)
+
+    async def prefill(self, prompt: list[int]) -> AsyncIterator[tuple[str, int | None]]:
+        """See ``EngineHost.prefill``; says which replica this is, and how much was cached."""
+        yield self._name, await self._host.prefill(prompt)
 
     async def gains(self, caller: str, channel: int) -> AsyncIterator[list[Gain]]:
         """See ``EngineHost.gains``."""
@@ -162,7 +161,24 @@ class Front:
         return max(0.0, self._deadline - now)
 
 
-class Ingress:
+class _Served:
+    """What Ray Serve asks of a replica with a ``Front``."""
+
+    _front: Front
+
+    def __serve_build_asgi_app__(self) -> App:
+        return self._front.app
+
+    async def scrape(self) -> tuple[str, bytes]:
+        return self._front.metrics()
+
+    async def __del__(self) -> None:
+        """Ray Serve awaits it when it stops the replica."""
+        if hasattr(self, "_front"):  # Else it never began.
+            await self._front.stop()
+
+
+class Ingress(_Served):
     """Sockets, protocols, admission and response logs: the whole server, without its engine."""
 
     async def __init__(self, engines: DeploymentHandle[Engine], settings: dict[str, Any], most: int) -> None:
@@ -170,46 +186,24 @@ class Ingress:
         folder = await asyncio.to_thread(find_model, chosen)
         text, name = await asyncio.to_thread(build_text, folder)
         self._one, reason = await engines.describe.remote()
-        pool = _pool(self._one, most)
         caller = ray.get_runtime_context().get_actor_name()
         assert caller is not None
-        engine = PooledEngine(pool_of(engines, caller), pool, replica_kv_tokens=self._one.kv_tokens)
-        whole = chosen.model_copy(update={"max_batch_size": pool.max_sequences})
-        self._service = ChatService(engine, text, name, whole, engine_reason=reason)
+        self._pool = PooledEngine(pool_of(engines, caller), self._one, most)
+        chosen = chosen.model_copy(update={"max_batch_size": self._pool.info.max_sequences})
+        self._service = ChatService(self._pool, text, name, chosen, engine_reason=reason)
         self._front = await Front.start(self._service, engines)
         watch(engines.deployment_name, serve.get_replica_context().app_name, self._on_engines)
 
-    def __serve_build_asgi_app__(self) -> App:
-        return self._front.app
-
-    async def scrape(self) -> tuple[str, bytes]:
-        return self._front.metrics()
-
-    async def __del__(self) -> None:
-        """Ray Serve awaits it when it stops the replica."""
-        if hasattr(self, "_front"):  # Else it never began.
-            await self._front.stop()
-
     def _on_engines(self, running: frozenset[str]) -> None:
         """Admission reckons with those that there are; what comes while there is none waits for one."""
-        there = _pool(self._one, max(1, len(running)))
+        self._pool.is_there(running)
+        there = whole(self._one, max(1, len(running)))
         self._service.resize(max_sequences=there.max_sequences, kv_tokens=there.kv_tokens)
 
 
-class Server:
+class Server(_Served):
     """The whole server in one process, its engine included."""
 
     async def __init__(self, settings: dict[str, Any]) -> None:
         service = await asyncio.to_thread(build_service, Settings(**settings))
         self._front = await Front.start(service)
-
-    def __serve_build_asgi_app__(self) -> App:
-        return self._front.app
-
-    async def scrape(self) -> tuple[str, bytes]:
-        return self._front.metrics()
-
-    async def __del__(self) -> None:
-        """Ray Serve awaits it when it stops the replica."""
-        if hasattr(self, "_front"):  # Else it never began.
-            await self._front.stop()

@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextvars import Context
 from dataclasses import dataclass, replace
 
@@ -19,7 +19,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 
 from causerie.engines.base import Deliver, EndReason, EngineInfo, EngineStats, Update
-from causerie.ray.known import KnownPrefixes
+from causerie.ray.placement import Placement, whole
 from causerie.ray.pool import Pool, Stream
 from causerie.ray.replica import Gain
 from causerie.types import SamplingParams
@@ -31,12 +31,6 @@ TRIES = 3
 
 OPEN_SECONDS = 5.0
 """How long a channel may take to open: a replica that was taken away meanwhile is never reached."""
-
-MOST_KNOWN = 256
-"""Replicas whose caches are remembered; those that are long gone are forgotten first."""
-
-LEAST_SHARE, LEAST_TOKENS = 0.1, 128
-"""How much of a prompt an engine has to have read for the prompt to be sent there: less is read again in no time."""
 
 _LOST = "The engine that was generating this answer is gone, and what it had not said yet is lost. Try again."
 _FAILED = "The engine failed on this request."
@@ -58,25 +52,27 @@ class _Sequence:
     """Whether its end has come, or its channel is lost."""
     key: int = 0
     channel: int = 0
+    place: str = ""
+    """The replica at which it counts as running, until it has ended."""
     replica: str = ""
+    """The one that has it, once that is known."""
     stream: Stream[str] | None = None
 
 
 class PooledEngine:
-    """An ``Engine`` over every replica of a pool; ``info`` describes the pool as a whole.
+    """An ``Engine`` over a pool of up to ``most`` replicas, each as ``one``; ``info`` describes the pool as a whole.
 
     It delivers on the event loop from which ``submit`` is called. What a replica has cached is guessed from what it
-    was given, and a prompt goes where most of its beginning is, if the router finds room there. A replica that dies
+    was given, and a prompt goes where most of its beginning is, if there is room (``Placement``). A replica that dies
     ends the sequences that had begun as ERROR; those that had not are given to another.
     """
 
-    def __init__(self, pool: Pool, info: EngineInfo, *, replica_kv_tokens: int) -> None:
+    def __init__(self, pool: Pool, one: EngineInfo, most: int) -> None:
         # The pieces of a long prompt are read beside the engine, which knows what it has cached.
-        self.info = replace(info, prefix_block=0)
+        self.info = replace(whole(one, most), takes_turns=True)
         self._pool = pool
-        self._block = info.prefix_block
-        self._cache_blocks = replica_kv_tokens // max(1, self._block)
-        self._known: dict[str, KnownPrefixes] = {}
+        self._placement = Placement(one)
+        self._readings: dict[int, asyncio.Task[int | None]] = {}
         self._sequences: dict[int, _Sequence] = {}
         self._by_key: dict[int, _Sequence] = {}
         self._keys = itertools.count(1)
@@ -86,6 +82,10 @@ class PooledEngine:
         """The number of new sequences' channels: another one after each loss, for what was lost may still be read."""
         self._deliver: Deliver | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+
+    def is_there(self, running: Iterable[str]) -> None:
+        """These replicas run now, and no others. Until this is called, the router chooses."""
+        self._placement.is_there(running)
 
     def start(self, deliver: Deliver) -> None:
         """The replicas load their models themselves; nothing is waited for."""
@@ -102,15 +102,20 @@ class PooledEngine:
         self._tasks[sequence] = task
 
     def prefill(self, sequence: int, prompt: Sequence[int]) -> None:
-        """Done at once: a pool keeps nothing of its own (``prefix_block`` is 0), so there is nothing to read ahead."""
-        self._say(Update(sequence, ended=EndReason.PREFILLED))
+        """At the replica that has read most of it, when nothing there waits."""
+        self._loop = asyncio.get_running_loop()
+        task = self._loop.create_task(self._read(prompt), context=Context())
+        task.add_done_callback(lambda done: self._end_reading(sequence, done))
+        self._readings[sequence] = task
 
     def cached(self, prompt: Sequence[int]) -> int:
-        return max((known.known(prompt) for known in self._known.values()), default=0)
+        return self._placement.known(prompt)
 
     def cancel(self, sequence: int) -> None:
         if sequence in self._sequences:
             self._tasks[sequence].cancel()
+        elif sequence in self._readings:
+            self._readings[sequence].cancel()
 
     def stats(self) -> EngineStats:
         return EngineStats(running=len(self._sequences), kv_usage=math.nan)
@@ -121,7 +126,7 @@ class PooledEngine:
             asyncio.run_coroutine_threadsafe(self._cancel_all(), self._loop).result()
 
     async def _cancel_all(self) -> None:
-        tasks = [*self._tasks.values(), *self._channels.values()]
+        tasks = [*self._tasks.values(), *self._readings.values(), *self._channels.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -141,7 +146,7 @@ class PooledEngine:
                 if sequence.number not in self._sequences:
                     return
                 logger.warning("an engine was lost: %s", type(error).__name__)
-                self._known.pop(sequence.replica, None)
+                self._placement.lost(sequence.place)
                 if len(sequence.ids) > len(sequence.prompt):
                     self._finish(sequence, Update(sequence.number, ended=EndReason.ERROR, detail=_LOST))
                     return
@@ -165,15 +170,15 @@ class PooledEngine:
         sequence.replica = ""
         sequence.over = asyncio.get_running_loop().create_future()
         self._by_key[sequence.key] = sequence
-        preferred = self._preferred(sequence.prompt)
+        self._move(sequence, self._placement.choose(sequence.prompt))
         stream = sequence.stream = self._pool.generate(
-            preferred, sequence.channel, sequence.key, sequence.prompt, sampling
+            sequence.place, sequence.channel, sequence.key, sequence.prompt, sampling
         )
         ended = False
         try:
             # To the stream's own end, which is when Ray's router counts it as over.
             async for replica in stream:
-                sequence.replica = replica
+                self._is_at(sequence, replica)
                 self._listen(replica, sequence.channel)
             ended = True
             if not await sequence.over:
@@ -226,7 +231,7 @@ class PooledEngine:
             sequence = self._by_key.get(gain.key)
             if sequence is None or sequence.over.done() or sequence.number not in self._sequences:
                 continue  # It was cancelled, or is tried elsewhere.
-            sequence.replica = replica
+            self._is_at(sequence, replica)
             sequence.ids += gain.ids
             update = Update(sequence.number, *gain[1:])
             updates.append(update)
@@ -242,29 +247,48 @@ class PooledEngine:
 
     def _forget(self, sequence: _Sequence, end: Update) -> None:
         del self._sequences[sequence.number]
+        self._move(sequence, "")
         if end.ended is not EndReason.ERROR:
-            self._remember(sequence)
+            self._placement.has_read(sequence.replica, sequence.ids[:-1])
 
     def _say(self, *updates: Update) -> None:
         assert self._deliver is not None
         self._deliver(updates)
 
-    def _preferred(self, prompt: Sequence[int]) -> str:
-        """The replica that has read most of ``prompt``, the latest of several; none where that is little.
+    def _is_at(self, sequence: _Sequence, replica: str) -> None:
+        if not sequence.replica and sequence.number in self._sequences:
+            self._placement.answered(replica)
+            self._move(sequence, replica)
+        sequence.replica = replica
 
-        Whether it has room, and is still there, is the router's to say (``causerie.ray.routing``).
-        """
-        known = {replica: self._known[replica].known(prompt) for replica in reversed(self._known)}
-        best = max(known, key=lambda replica: known[replica], default="")
-        return best if best and known[best] >= max(LEAST_TOKENS, LEAST_SHARE * len(prompt)) else ""
+    def _move(self, sequence: _Sequence, place: str) -> None:
+        """It counts as running there, and nowhere else."""
+        if sequence.place:
+            self._placement.leave(sequence.place)
+        sequence.place = place
+        if place:
+            self._placement.take(place)
 
-    def _remember(self, sequence: _Sequence) -> None:
-        if self._block and sequence.replica:
-            fresh = KnownPrefixes(self._block, self._cache_blocks)
-            known = self._known[sequence.replica] = self._known.pop(sequence.replica, fresh)
-            known.read(sequence.ids[:-1])
-            if len(self._known) > MOST_KNOWN:
-                del self._known[next(iter(self._known))]
+    async def _read(self, prompt: Sequence[int]) -> int | None:
+        """See that some replica reads it. Returns how much of it was cached there; raises what Ray raises."""
+        call = self._pool.prefill(self._placement.choose(prompt, least=1), prompt)
+        try:
+            replica, cached = await anext(aiter(call))
+        finally:
+            call.cancel()
+        self._placement.has_read(replica, prompt)
+        return cached
+
+    def _end_reading(self, number: int, done: asyncio.Task[int | None]) -> None:
+        """What could not be read ahead is read with the prompt itself."""
+        del self._readings[number]
+        if done.cancelled():
+            self._say(Update(number, ended=EndReason.CANCELLED))
+        elif (error := done.exception()) is not None:
+            logger.warning("an engine could not read ahead: %s", type(error).__name__)
+            self._say(Update(number, ended=EndReason.ERROR, detail=_FAILED))
+        else:
+            self._say(Update(number, ended=EndReason.PREFILLED, cached_tokens=done.result()))
 
 
 def _is_ours(error: BaseException) -> bool:

@@ -28,6 +28,10 @@ class Pool(Protocol):
         """Run a sequence, at the replica named if it has room. Says which replica has it, and ends when it is over."""
         ...
 
+    def prefill(self, preferred: str, prompt: Sequence[int]) -> Stream[tuple[str, int | None]]:
+        """Read it ahead, at the replica named if it is there. Says which replica has, and how much it had cached."""
+        ...
+
     def gains(self, replica: str, channel: int) -> Stream[list[Gain]]:
         """The channel of this number from this replica and no other; begins with an empty list."""
         ...
@@ -40,7 +44,7 @@ def pool_of(handle: Any, caller: str) -> Pool:
 
 class _HandlePool:
     def __init__(self, handle: Any, caller: str) -> None:
-        # From process to process by gRPC: as tasks of Ray's, whose results are objects of Ray's, calls cost a third more.
+        # By gRPC, from process to process: what a task of Ray's returns is an object of Ray's, and costs a third more.
         self._handle = handle.options(
             stream=True, _by_reference=False, request_serialization="pickle", response_serialization="pickle"
         )
@@ -52,6 +56,10 @@ class _HandlePool:
         stream: Stream[str] = self._handle.options(session_id=preferred).generate.remote(
             self._caller, channel, key, list(prompt), sampling
         )
+        return stream
+
+    def prefill(self, preferred: str, prompt: Sequence[int]) -> Stream[tuple[str, int | None]]:
+        stream: Stream[tuple[str, int | None]] = self._handle.options(session_id=preferred).prefill.remote(list(prompt))
         return stream
 
     def gains(self, replica: str, channel: int) -> Stream[list[Gain]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextvars import Context
 from dataclasses import dataclass, field, replace
@@ -106,7 +107,10 @@ class EngineHost:
         self._watching: asyncio.Task[None] | None = None
         self._engine = engine
         self._numbers = itertools.count(1)
-        self._reader = PromptReader(engine, piece=prefill_piece, next_sequence=lambda: next(self._numbers))
+        self._reader = PromptReader(
+            engine, piece=prefill_piece, next_sequence=lambda: next(self._numbers), ahead=self._next_ahead
+        )
+        self._ahead: deque[Reading] = deque()
         # Who may come in at all is decided by the ingress and by Ray's max_ongoing_requests.
         self._admission = Admission(
             max_sequences=info.max_sequences, kv_tokens=info.kv_tokens, max_waiting=2 * info.max_sequences
@@ -167,6 +171,30 @@ class EngineHost:
             outbox.sequences -= 1
             outbox.changed.set()
             self._tidy(caller, channel)
+
+    async def prefill(self, prompt: Sequence[int]) -> int | None:
+        """Read it ahead, in one piece, when nobody waits here. Cancelling it stops that.
+
+        Returns how much of it was cached, None where the engine cannot say. Raises CauserieError where it failed.
+        """
+        done: asyncio.Future[Update | None] = asyncio.get_running_loop().create_future()
+        reading = Reading(prompt, len(prompt), 0, len(prompt), lambda _: None, done.set_result)
+        self._ahead.append(reading)
+        self._reader.wake()
+        try:
+            failure = await done
+        except asyncio.CancelledError:
+            if reading in self._ahead:
+                self._ahead.remove(reading)
+            else:
+                self._reader.cancel(reading, lambda: None)
+            raise
+        if failure is not None:
+            raise CauserieError(failure.detail or "The engine did not read it.")
+        return reading.cached
+
+    def _next_ahead(self) -> Reading | None:
+        return self._ahead.popleft() if self._ahead and not self._admission.waiting else None
 
     async def gains(self, caller: str, channel: int) -> AsyncGenerator[list[Gain]]:
         """A channel: what the sequences gain that were given its number, a list for each step. It has one reader.
@@ -269,3 +297,4 @@ class EngineHost:
                 self._push(sequence, update)
             else:
                 self._reader.update(update)
+        self._reader.wake()

@@ -1,4 +1,4 @@
-"""Which engine a request goes to: the one that the ingress wishes for, else the less busy of two at random."""
+"""Which engine a request goes to: what the ingress chose (``Placement``), else the less busy of two at random."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ ANSWER_SECONDS = 1.0
 class PreferredReplicaRouter(RequestRouter):
     """Tries the replica that a request's ``session_id`` names, then the power of two choices over the others.
 
-    A preferred replica is passed over where it is gone, full, or ``slack`` requests busier than the least busy one.
+    A preferred replica is passed over where it is gone, full, or more than ``slack`` requests busier than the least
+    busy one; what is believed of either may be off by ``leeway``.
     ``gains`` is sent to the named replica only: what it asks for no other has.
     ``generate`` is sent only to replicas that have less than ``places`` and ``leeway`` requests: what Ray allows them
     beyond that (``max_ongoing_requests``) is for questions about the replica, which a full one should answer too.
@@ -22,9 +23,8 @@ class PreferredReplicaRouter(RequestRouter):
 
     def initialize_state(self, **kwargs: Any) -> None:
         """Ray calls it with ``request_router_kwargs``: ``places``, ``leeway`` and ``slack``."""
-        self._places: int = kwargs["places"]
-        self._most: int = self._places + kwargs["leeway"]
-        self._slack: int = kwargs["slack"]
+        self._most: int = kwargs["places"] + kwargs["leeway"]
+        self._slack: int = kwargs["slack"] + kwargs["leeway"]
 
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
@@ -42,12 +42,10 @@ class PreferredReplicaRouter(RequestRouter):
                 await self._ask(candidate_replicas)
                 open_ = self._open(candidate_replicas)
         least = min(map(self._requests, open_), default=0)
-        # Its channel counts, too.
         preferred = [
             replica
             for replica in open_
-            if replica.replica_id.unique_id == wanted
-            and self._requests(replica) < min(self._places + 1, least + self._slack + 1)
+            if replica.replica_id.unique_id == wanted and self._requests(replica) <= least + self._slack
         ]
         others = [replica for replica in open_ if replica not in preferred]
         two = random.sample(others, min(2, len(others)))

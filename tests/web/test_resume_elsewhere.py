@@ -280,22 +280,31 @@ async def test_a_grace_does_not_run_out_while_it_is_read_elsewhere(
 ) -> None:
     monkeypatch.setattr(streams, "FOLLOWED", 2.0)
     async with two_servers(redis_url, endless) as two:
-        response = await two.begin("held", on_disconnect="grace(0.5)", max_tokens=8000)
+        graced = await two.begin("held", on_disconnect="grace(0.5)", max_tokens=8000)
+        stored = await two.begin("r", "/v1/responses", on_disconnect="grace(0.5)", max_output_tokens=8000)
         two.permits.give(9)
-        had = await read_until(response, text_of)
-        elsewhere = await send(
-            two.there, "GET", f"{CHAT}/held?stream=true", headers={"Last-Event-ID": str(events(had)[-1][0])}
-        )
-        assert await elsewhere.head() == 200
-        two.permits.give(1)
-        await read_until(elsewhere, text_of)
-        response.reset()
+        had = await read_until(graced, text_of)
+        made = events(await read_until(stored, lambda had: b"output_text.delta" in had))[0][1]["response"]["id"]
+        elsewhere = [
+            await send(
+                two.there, "GET", f"{CHAT}/held?stream=true", headers={"Last-Event-ID": str(events(had)[-1][0])}
+            ),
+            await send(two.there, "GET", f"/v1/responses/{made}?stream=true"),
+        ]
+        for reader in elsewhere:
+            assert await reader.head() == 200
+            two.permits.give(1)
+            await reader.chunk()
+        graced.reset()
+        stored.reset()
         for _ in range(8):
             await asyncio.sleep(0.4)
             two.permits.give(1)
-            assert two.service.running == 1
-        elsewhere.reset()
-        await until(lambda: two.service._responses[("", "held")].log.ended, 5.0)  # type: ignore[union-attr]
+            assert two.service.running == 2
+        for reader in elsewhere:
+            reader.reset()
+        running = list(two.service._responses.values())
+        await until(lambda: all(each is not None and each.log.ended for each in running))
         two.permits.give(10)
         await until_idle(two.service)
 

@@ -203,6 +203,7 @@ class Archive:
         request = wanted.request(id_, owner, history)
         if not wanted.store:
             return Live(record, await self.graced.create(request), history), None
+
         place = wanted.conversation or wanted.previous
         turn = Turn(self._memory.find(place), continues=bool(history))
 

@@ -65,7 +65,7 @@ class GracedStreams:
         await self._make_room()
         await self._journal.repair()
         record = self._record(request)
-        recording = self._journal.record(record, lambda: self._closed(recording))
+        recording = self._journal.record(record, lambda: self._closed(recording, log))
         log = await self._service.create(request, recording)
         recording.record = replace(record, created=log.created)
         self._live[record.id] = log
@@ -124,9 +124,10 @@ class GracedStreams:
             with suppress(StoreError):  # It expires anyway.
                 await self._store.delete_response(*self._ended.popleft())
 
-    def _closed(self, recording: Recording) -> None:
+    def _closed(self, recording: Recording, log: ResponseLog) -> None:
         record = recording.record
-        log = self._live.pop(record.id)
+        if self._live.get(record.id) is log:  # And not one that came after it, with its id.
+            del self._live[record.id]
         if recording.begun:
             self._ended.append((record.owner, record.id))
         else:

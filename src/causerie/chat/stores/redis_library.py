@@ -32,9 +32,7 @@ local function size() return tonumber(redis.call('GET', BYTES) or '0') end
 -- Nothing new begins in the last part of a full store: what runs has it to come to its end.
 local function crowded(bound) return bound > 0 and size() > bound * 31 / 32 end
 
--- What expires is not counted: nobody would take its bytes off again.
 local function grow(key, bytes)
-  if redis.call('HEXISTS', key, 'after') == 1 then return end
   redis.call('HINCRBY', key, 'bytes', bytes)
   redis.call('INCRBY', BYTES, bytes)
 end
@@ -67,7 +65,8 @@ local function add_all(c, first)
   for i = first, #ARGV, 2 do add(c, ARGV[i], ARGV[i + 1]) end
 end
 
--- Put off its expiry, if it expires, by what ``phase`` is worth.
+-- Put off its expiry, if it expires, to what it has in that phase from now on. What expires is not counted in the size:
+-- nobody would take its bytes off again.
 local function put_off(id, phase)
   local left = redis.call('HGET', response(id), phase)
   if not left then return false end

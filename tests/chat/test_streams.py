@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from causerie.chat import streams as module
 from causerie.chat.log import ResponseLog
 from causerie.chat.streams import MAX_EXPIRED, Streams
 from causerie.errors import ResponseNotFound, StreamExpired
@@ -101,3 +102,20 @@ async def test_a_second_leaving_begins_a_new_grace() -> None:
     assert kept.cancelled == []
     await asyncio.sleep(0.2)
     assert kept.cancelled == [CancelCause.CLIENT]
+
+
+async def test_one_that_is_read_through_another_process_is_not_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FOLLOWED", 0.3)
+    streams = Streams(window=60, capacity=8)
+    kept, alone = Kept(streams, "a", grace=0.05), Kept(streams, "b", grace=0.05)
+    for each in (kept, alone):
+        streams.abandoned(each.log)
+    streams.followed(kept.log)
+    await asyncio.sleep(0.2)
+    assert alone.cancelled == [CancelCause.CLIENT] and kept.cancelled == []
+    streams.followed(kept.log)
+    await asyncio.sleep(0.2)
+    assert kept.cancelled == []
+    await asyncio.sleep(0.3)
+    assert kept.cancelled == [CancelCause.CLIENT]
+    streams.close()

@@ -110,7 +110,10 @@ def test_what_is_not_to_be_kept_never_touches_the_disk(tmp_path: Path) -> None:
         assert ask(server, "POST", "/v1/completions", {"prompt": "Hi"}).status == 200
         assert ask(server, "POST", "/", b"Hi").status == 200
         assert ask(server, "POST", "/v1/responses", {"input": "Hi", "store": False}).status == 200
-        assert ask(server, "POST", "/v1/responses", {"input": "Hi", "store": False, "stream": True}).status == 200
+        unkept = {"input": "Hi", "store": False, "stream": True}
+        assert ask(server, "POST", "/v1/responses", unkept).status == 200
+        assert ask(server, "POST", "/v1/responses", unkept | {"on_disconnect": "continue"}).status == 200
+        assert ask(server, "POST", "/", b"Hi", {"X-On-Disconnect": "grace(30)"}).status == 200
         with ChatSocket(server.address) as socket:
             assert socket.open().turn("Hi")
         assert files() == before

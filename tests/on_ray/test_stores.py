@@ -11,10 +11,13 @@ from typing import Any
 import pytest
 
 from tests.on_ray.product import deploy, kill, replicas
+from tests.support.raw import Connection
 from tests.support.ray_cluster import Bot, RayCluster, serve_run, until
 from tests.support.redis_server import redis_server
 from tests.support.scenarios import until_nothing_runs
+from tests.support.served import chat_body
 from tests.support.stored import Stream, Streaming, ask, made, read_again, said
+from tests.web.test_resume import events, text_of
 
 pytestmark = pytest.mark.slow
 
@@ -91,6 +94,31 @@ def test_a_stream_is_read_through_one_ingress_while_another_generates_it(server:
     assert seen.text + resumed.text == whole.text == said(whole.end)
     assert resumed.events[-1] == whole.events[-1]
     assert whole.text.startswith(f"You said: {SOME.strip()}.")
+
+
+def rest_of(connection: Connection) -> bytes:
+    pieces = []
+    while piece := connection.chunk():
+        pieces.append(piece)
+    return b"".join(pieces)
+
+
+def test_a_stream_that_is_not_stored_is_read_through_another_ingress_too(server: Bot, cluster: RayCluster) -> None:
+    path, body = "/v1/chat/completions", chat_body(SOME, stream=True, on_disconnect="continue", max_tokens=MOST)
+    with Connection(server.address, timeout=60) as first, Connection(server.address, timeout=60) as again:
+        first.request("POST", path, body, {"X-Request-Id": "unstored"}).head()
+        had = b""
+        while not text_of(had):
+            had += first.chunk()
+        asked = Asked(cluster)
+        headers = {**asked.headers, "Last-Event-ID": str(events(had)[-1][0])}
+        assert again.request("GET", f"{path}/unstored?stream=true", None, headers).head()[0] == 200
+        begun = again.chunk()
+        ingress = generating(server)
+        rest, whole = begun + rest_of(again), had + rest_of(first)
+    assert asked.ingress != ingress
+    assert text_of(had) + text_of(rest) == text_of(whole) and text_of(whole).startswith(f"You said: {SOME.strip()}.")
+    assert events(rest)[-2:] == events(whole)[-2:]
 
 
 def test_the_other_ingress_has_all_that_one_said_before_it_was_killed_and_then_one_end(

@@ -13,8 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from causerie.chat.graced import GracedStreams
 from causerie.chat.journal import Journal, Recording
-from causerie.chat.log import EventReader, Numbered, ResponseLog
+from causerie.chat.log import EventReader, Numbered, ResponseLog, read_out
 from causerie.chat.memory import Memory
 from causerie.chat.records import Item, ResponseRecord, Status
 from causerie.chat.response import Turn
@@ -98,6 +99,8 @@ class Archive:
         self._service = service
         self._journal = Journal(store)
         self._runner = uuid.uuid4().hex
+        self.graced = GracedStreams(service, store, self._journal, self._runner)
+        """What is not kept."""
         self._memory = Memory()
         self._live: dict[tuple[str, str], Live] = {}
         self._conversations: set[tuple[str, str | None]] = set()
@@ -105,7 +108,7 @@ class Archive:
 
     async def start(self) -> None:
         """Open the store. Raises StoreError."""
-        await self.store.open(self._runner, self._asked_to_cancel)
+        await self.store.open(self._runner, self._asked_to_cancel, self._followed)
         self._sweeper.start()
 
     async def stop(self) -> None:
@@ -168,7 +171,7 @@ class Archive:
         if found.outcome is None and self.store.shared:
             await self.store.ask_cancel(id_)
             stream = await self.find(owner, id_)
-            await _read_out(stream.reader(len(stream.history)))
+            await read_out(stream.reader(len(stream.history)))
             found = await self.store.response(owner, id_) or found
         return found
 
@@ -188,7 +191,7 @@ class Archive:
         live = self._live.get((owner, id_))
         if live is not None:
             live.log.cancel(CancelCause.STOPPED)
-            await _read_out(live.log.reader(len(live.log.history())))
+            await read_out(live.log.reader(len(live.log.history())))
         return live is not None
 
     async def _create(
@@ -199,7 +202,7 @@ class Archive:
         record = self._record(owner, id_, wanted)
         request = wanted.request(id_, owner, history)
         if not wanted.store:
-            return Live(record, await self._service.create(request), history), None
+            return Live(record, await self.graced.create(request), history), None
 
         place = wanted.conversation or wanted.previous
         turn = Turn(self._memory.find(place), continues=bool(history))
@@ -273,17 +276,17 @@ class Archive:
         )
 
     def _asked_to_cancel(self, id_: str) -> None:
-        for (_, known), live in list(self._live.items()):
-            if known == id_:
-                live.log.cancel(CancelCause.STOPPED)
+        if (log := self._log(id_)) is not None:
+            log.cancel(CancelCause.STOPPED)
 
+    def _followed(self, id_: str) -> None:
+        if (log := self._log(id_)) is not None:
+            self._service.streams.followed(log)
 
-async def _read_out(reader: EventReader) -> None:
-    try:
-        async for _ in reader:
-            pass
-    finally:
-        await reader.aclose()
+    def _log(self, id_: str) -> ResponseLog | None:
+        """Of a response that this process generates."""
+        live = (each.log for (_, known), each in self._live.items() if known == id_)
+        return self.graced.live(id_) or next(live, None)
 
 
 def _no_response(id_: str) -> ResponseNotFound:

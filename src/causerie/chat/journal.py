@@ -35,12 +35,17 @@ class Recording:
         self._journal = journal
         self._held: list[_Entry] | None = []
 
+    @property
+    def begun(self) -> bool:
+        """Whether the store has the record."""
+        return self._held is None
+
     def add(self, log: ResponseLog, number: int, event: Event) -> None:
-        writes: list[Write] = [Append(log.id, number, event)]
+        writes: list[Write] = [Append(self.record.id, number, event)]
         if isinstance(event, Finished | Failed):
             outcome = outcome_of(log.events, log.ended_at)
             assert outcome is not None
-            writes.append(End(log.id, outcome))
+            writes.append(End(self.record.id, outcome))
         entries = [_Entry(self, log, number, write) for write in writes]
         if self._held is None:
             self._journal._add(entries)
@@ -108,10 +113,10 @@ class Journal:
         """Keep the ends of responses that the store failed on. Raises StoreError while it still fails."""
         async with self._repair:
             for log, recording in list(self._open_ends.items()):
-                found = await self._store.response(recording.record.owner, log.id)
+                found = await self._store.response(recording.record.owner, recording.record.id)
                 if found is not None and found.outcome is None:
                     try:
-                        await self._store.write(await self._end_of(recording.record.owner, log))
+                        await self._store.write(await self._end_of(recording.record, log))
                     except StoreError:
                         raise
                     except Exception:  # Asking again would change nothing.
@@ -165,16 +170,16 @@ class Journal:
                 if log.closed:
                     recording.on_closed()
 
-    async def _end_of(self, owner: str, log: ResponseLog) -> list[Write]:
+    async def _end_of(self, record: ResponseRecord, log: ResponseLog) -> list[Write]:
         """The terminal event, and the outcome, of a log that was broken off.
 
         They come behind what the store has, which may be more than it could tell: where the connection to it broke, the
         last transaction may have been carried out.
         """
-        kept = [event for _, event in await self._store.events(owner, log.id)]
+        kept = [event for _, event in await self._store.events(record.owner, record.id)]
         outcome = outcome_of([*kept, log.events[-1]], log.ended_at)
         assert outcome is not None
-        return [Append(log.id, len(kept) + 1, log.events[-1]), End(log.id, outcome)]
+        return [Append(record.id, len(kept) + 1, log.events[-1]), End(record.id, outcome)]
 
     async def _keep_repairing(self) -> None:
         pause = _FIRST_REPAIR

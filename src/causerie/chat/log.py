@@ -162,6 +162,15 @@ class EventReader(Protocol):
         """Its client takes nothing."""
 
 
+async def read_out(reader: EventReader) -> None:
+    """Wait for the end, then leave."""
+    try:
+        async for _ in reader:
+            pass
+    finally:
+        await reader.aclose()
+
+
 class Reader:
     """An async iterator over a log's events, from a number on. One consumer; ends after the terminal event.
 

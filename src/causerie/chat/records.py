@@ -85,6 +85,8 @@ class ResponseRecord:
     runner: str = ""
     """Which server process generates it."""
     outcome: Outcome | None = None
+    expires: float | None = None
+    """Seconds after its end for which it is kept, if it is not for good; told to ``Store.begin``, and not read back."""
 
     @property
     def output(self) -> Item | None:

@@ -64,12 +64,15 @@ class Store(Protocol):
         """Whether several server processes may use it at once."""
         ...
 
-    async def open(self, runner: str, on_cancel: Callable[[str], None]) -> None:
+    async def open(
+        self, runner: str, on_cancel: Callable[[str], None], on_followed: Callable[[str], None] = lambda _: None
+    ) -> None:
         """Make or migrate the schema, and end as failed (``Interrupted``, the text that was committed kept) what a
         process that is gone left running.
 
         ``runner`` names this process. ``on_cancel`` is called with the id of a response that this process generates
-        and that another one was asked to cancel. Raises StoreError for a store that cannot be opened, is locked by
+        and that another one was asked to cancel; ``on_followed``, now and then, with the id of one that another process
+        follows. Raises StoreError for a store that cannot be opened, is locked by
         another process, corrupt or of a newer schema.
         """
         ...
@@ -80,6 +83,10 @@ class Store(Protocol):
 
     async def begin(self, record: ResponseRecord) -> None:
         """Keep a new response; its input becomes items of its conversation, if it has one.
+
+        One that ``expires`` has none, and does not count to the store's size; only where the store is ``shared``. It
+        is gone that many seconds after its end (a moment more, so that its followers see that), and soon after its
+        process is; when it is gone, or ended by others, while its process runs it, that one's ``on_cancel`` is called.
 
         Raises DuplicateRequest for an id that is taken, ConversationNotFound, ConversationBusy while another
         response of the conversation runs, StoreFull.

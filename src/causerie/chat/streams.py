@@ -10,6 +10,8 @@ from causerie.chat.log import ResponseLog
 from causerie.errors import ResponseNotFound, StreamExpired
 from causerie.types import CancelCause, GenerationRequest
 
+FOLLOWED = 10.0
+"""Seconds for which one that reads through another process is taken to be there still; it says so oftener."""
 MAX_EXPIRED = 4096
 """Ids that are remembered as expired, so that whoever comes back late is told so."""
 
@@ -27,10 +29,11 @@ class Streams:
 
     def __init__(self, *, window: float, capacity: int) -> None:
         self._window = window
-        self._capacity = capacity
+        self.capacity = capacity
         self._kept: dict[tuple[str, str], Kept] = {}
         self._ended: OrderedDict[tuple[str, str], asyncio.TimerHandle] = OrderedDict()
         self._graces: dict[tuple[str, str], asyncio.TimerHandle] = {}
+        self._followed: dict[tuple[str, str], float] = {}
         self._expired: OrderedDict[tuple[str, str], None] = OrderedDict()
 
     def keep(self, log: ResponseLog, request: GenerationRequest) -> None:
@@ -59,9 +62,14 @@ class Streams:
         grace = kept.request.on_disconnect.grace
         if grace is not None and not log.ended:
             self._stop_grace(key)
-            timer = asyncio.get_running_loop().call_later(grace, self._nobody_came, log)
-            self._graces[key] = timer
+            self._wait(log, grace, grace)
         return True
+
+    def followed(self, log: ResponseLog) -> None:
+        """Somebody reads it through another process."""
+        key = log.owner, log.id
+        if key in self._kept and not log.ended:
+            self._followed[key] = asyncio.get_running_loop().time()
 
     def ended(self, log: ResponseLog) -> None:
         """It has its terminal event: from now on the window runs."""
@@ -70,14 +78,16 @@ class Streams:
         if kept is None or kept.log is not log or key in self._ended:
             return
         self._stop_grace(key)
+        self._followed.pop(key, None)
         self._ended[key] = asyncio.get_running_loop().call_later(self._window, self._expire, key)
-        if len(self._ended) > self._capacity:
+        if len(self._ended) > self.capacity:
             self._expire(next(iter(self._ended)))
 
     def forget(self, owner: str, id_: str) -> None:
         """It was never begun, or is deleted: from now on it is not there."""
         key = owner, id_
         self._kept.pop(key, None)
+        self._followed.pop(key, None)
         self._stop_grace(key)
         if (timer := self._ended.pop(key, None)) is not None:
             timer.cancel()
@@ -89,11 +99,23 @@ class Streams:
         self._kept.clear()
         self._ended.clear()
         self._graces.clear()
+        self._followed.clear()
 
-    def _nobody_came(self, log: ResponseLog) -> None:
-        self._graces.pop((log.owner, log.id), None)
-        if not log.reader_count:
-            log.cancel(CancelCause.CLIENT)
+    def _wait(self, log: ResponseLog, seconds: float, grace: float) -> None:
+        timer = asyncio.get_running_loop().call_later(seconds, self._see_who_came, log, grace)
+        self._graces[log.owner, log.id] = timer
+
+    def _see_who_came(self, log: ResponseLog, grace: float) -> None:
+        key = log.owner, log.id
+        del self._graces[key]
+        if log.reader_count:
+            return
+        if key in self._followed:
+            left = self._followed[key] + max(grace, FOLLOWED) - asyncio.get_running_loop().time()
+            if left > 0:
+                self._wait(log, left, grace)
+                return
+        log.cancel(CancelCause.CLIENT)
 
     def _stop_grace(self, key: tuple[str, str]) -> None:
         if (timer := self._graces.pop(key, None)) is not None:

@@ -12,10 +12,11 @@ import orjson
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from causerie.chat.log import EventReader, ResponseLog
+from causerie.chat.graced import GracedStream, GracedStreams
+from causerie.chat.log import EventReader
 from causerie.chat.service import ChatService
 from causerie.errors import InvalidRequest, ModelNotFound
-from causerie.types import Event, Finished, GenerationRequest, PrefillProgress, Queued, Started, TextDelta
+from causerie.types import Event, Finished, PrefillProgress, Queued, Started, TextDelta
 from causerie.web.errors import error_body
 from causerie.web.requests import header, id_header, owner_of, read_body
 from causerie.web.streams import Encoder, StreamedAnswer, check_place, error_of, read_to_end, wanted_on_disconnect
@@ -59,8 +60,15 @@ def limits_of(service: ChatService) -> Limits:
 class Completions:
     """One of the two completion routes; ``parse`` reads its bodies."""
 
-    def __init__(self, service: ChatService, kind: Kind, parse: Callable[[bytes, Limits], CompletionCall]) -> None:
+    def __init__(
+        self,
+        service: ChatService,
+        graced: GracedStreams,
+        kind: Kind,
+        parse: Callable[[bytes, Limits], CompletionCall],
+    ) -> None:
         self._service = service
+        self._graced = graced
         self._kind = kind
         self._parse = parse
 
@@ -78,8 +86,9 @@ class Completions:
             await self._resume(*parse_event_id(again.decode("latin-1")), call.include_usage, scope, receive, send)
             return
         request = replace(call.request(request_id), owner=owner_of(scope), on_disconnect=on_disconnect)
-        log = await service.create(request)
-        reader, heading = log.reader(), self._heading(request, log)
+        log = await self._graced.create(request)
+        reader = log.reader()
+        heading = self._heading(log.id, log.created, request.n, logprobs=request.sampling.logprobs is not None)
         if not call.stream:
             await self._answer_whole(reader, heading, scope, receive, send)
         elif log.outlives_readers:
@@ -100,28 +109,31 @@ class Completions:
         if query.stream or again is not None:
             await self._resume(id_, place, query.include_usage, scope, receive, send)
             return
-        kept = self._service.streams.find(owner_of(scope), id_)
-        await self._answer_whole(kept.log.reader(), self._heading(kept.request, kept.log), scope, receive, send)
+        stream = await self._graced.find(owner_of(scope), id_)
+        await self._answer_whole(stream.reader(0), self._heading_of(stream), scope, receive, send)
 
     async def _resume(
         self, id_: str, place: Place, include_usage: bool, scope: Scope, receive: Receive, send: Send
     ) -> None:
-        log, request = self._service.streams.find(owner_of(scope), id_)
-        check_place(place, log)
-        chunks = NumberedChunks(self._heading(request, log), include_usage=include_usage, place=place)
+        stream = await self._graced.find(owner_of(scope), id_)
+        check_place(place, stream.history)
+        chunks = NumberedChunks(self._heading_of(stream), include_usage=include_usage, place=place)
         encoder = NumberedStream(chunks)
-        for number, event in log.history()[: place.number]:
+        for number, event in stream.history[: place.number]:
             encoder.encode(number, event)  # Offsets of log-probabilities go on from here.
-        await self._stream(log.reader(place.number), encoder, id_, scope, receive, send)
+        await self._stream(stream.reader(place.number), encoder, id_, scope, receive, send)
 
-    def _heading(self, request: GenerationRequest, log: ResponseLog) -> Heading:
+    def _heading_of(self, stream: GracedStream) -> Heading:
+        return self._heading(stream.id, stream.created, stream.n, logprobs=stream.logprobs)
+
+    def _heading(self, id_: str, created: int, n: int, *, logprobs: bool) -> Heading:
         return Heading(
             kind=self._kind,
-            request_id=log.id,
-            created=log.created,
+            request_id=id_,
+            created=created,
             model=self._service.model_name,
-            n=request.n,
-            logprobs=None if request.sampling.logprobs is None else self._service.text,
+            n=n,
+            logprobs=self._service.text if logprobs else None,
         )
 
     async def _stream(

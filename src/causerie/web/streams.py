@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from starlette.types import Receive, Scope, Send
 
-from causerie.chat.log import EventReader, ResponseLog
+from causerie.chat.log import EventReader, Numbered
 from causerie.config import Settings
 from causerie.errors import Cancelled, CauserieError, InvalidRequest
 from causerie.types import Event, Failed, Finished, FinishReason, OnDisconnect, TextDelta
@@ -63,9 +63,9 @@ def wanted_on_disconnect(scope: Scope, field: OnDisconnect | None) -> OnDisconne
     return parse_on_disconnect(value.decode("latin-1"), "X-On-Disconnect")
 
 
-def check_place(place: Place, log: ResponseLog) -> None:
+def check_place(place: Place, history: Sequence[Numbered]) -> None:
     """Refuse to go on behind what nobody was sent yet. Raises InvalidRequest."""
-    seen = len(log.history())
+    seen = len(history)
     if place.number + bool(place.pieces) > seen:
         raise InvalidRequest(
             f"The stream has only {seen} events so far; none is number {place}.", param="starting_after"

@@ -11,10 +11,11 @@ from dataclasses import replace
 
 from starlette.types import Receive, Scope, Send
 
+from causerie.chat.graced import GracedStreams
 from causerie.chat.log import EventReader
 from causerie.chat.service import ChatService
 from causerie.errors import InvalidRequest
-from causerie.types import CancelCause, Event, TextDelta
+from causerie.types import Event, TextDelta
 from causerie.web.openai import EVENT_STREAM_HEADERS, NumberedStream, limits_of
 from causerie.web.requests import Body, header, owner_of, send_json
 from causerie.web.streams import StreamedAnswer, check_place, error_of, wanted_on_disconnect
@@ -31,8 +32,9 @@ TEXT_HEADERS = [
 
 
 class Textbot:
-    def __init__(self, service: ChatService) -> None:
+    def __init__(self, service: ChatService, graced: GracedStreams) -> None:
         self._service = service
+        self._graced = graced
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         service, request_id = self._service, scope["state"]["request_id"]
@@ -43,7 +45,7 @@ class Textbot:
             await self._read_again(*parse_event_id(again.decode("latin-1")), scope, receive, send)
             return
         request = replace(call.request(request_id), owner=owner_of(scope), on_disconnect=on_disconnect)
-        log = await service.create(request)
+        log = await self._graced.create(request)
         await self._send(log.reader(), request_id, scope, receive, send)
 
     async def read_again(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -56,18 +58,17 @@ class Textbot:
 
     async def cancel(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Stop a stream that outlives its readers; one that has ended stays as it is."""
-        log, _ = self._service.streams.find(owner_of(scope), scope["path_params"]["id"])
-        running = not log.ended
-        log.cancel(CancelCause.STOPPED)
-        await send_json({"id": log.id, "object": "stream", "cancelled": running}, scope, receive, send)
+        id_ = scope["path_params"]["id"]
+        running = await self._graced.cancel(owner_of(scope), id_)
+        await send_json({"id": id_, "object": "stream", "cancelled": running}, scope, receive, send)
 
     async def _read_again(self, id_: str, place: Place, scope: Scope, receive: Receive, send: Send) -> None:
-        log, request = self._service.streams.find(owner_of(scope), id_)
-        if request.n > 1:
-            raise InvalidRequest(f"The stream has {request.n} choices; text has place for one. Read it as completions.")
-        check_place(place, log)
+        stream = await self._graced.find(owner_of(scope), id_)
+        if stream.n > 1:
+            raise InvalidRequest(f"The stream has {stream.n} choices; text has place for one. Read it as completions.")
+        check_place(place, stream.history)
         # Without numbers a client could not say where to go on.
-        await self._send(log.reader(place.number), id_, scope, receive, send, events=place != START)
+        await self._send(stream.reader(place.number), id_, scope, receive, send, events=place != START)
 
     async def _send(
         self, reader: EventReader, id_: str, scope: Scope, receive: Receive, send: Send, *, events: bool = False

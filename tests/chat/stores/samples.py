@@ -37,6 +37,7 @@ def record(
     conversation: str | None = None,
     background: bool = False,
     runner: str = "one",
+    expires: float | None = None,
 ) -> ResponseRecord:
     return ResponseRecord(
         id_,
@@ -51,6 +52,7 @@ def record(
         conversation,
         background,
         runner,
+        expires=expires,
     )
 
 

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any
 
 import orjson
 
@@ -20,11 +20,10 @@ from causerie.chat.stores.redis_calls import Calls, Lapsed, Refused, told_plainl
 from causerie.chat.stores.redis_lease import Lease
 from causerie.errors import StoreError
 
-SCHEMA: Final = 1
 _SWEEP = 64
 _RUNNING = "causerie:running"
+_RESPONSE = "causerie:response:"
 _EVENTS = "causerie:events:"
-_SCHEMA = "causerie:schema"
 _BLOCK = 5000
 
 
@@ -42,12 +41,18 @@ class RedisStore:
         self._bound = max_bytes or 0
         self._lease_seconds = lease
         self._lease: Lease | None = None
+        self._expiring: set[str] = set()
+        """What this process runs of responses that expire."""
         self._writing = asyncio.Lock()
 
-    async def open(self, runner: str, on_cancel: Callable[[str], None]) -> None:
+    async def open(
+        self, runner: str, on_cancel: Callable[[str], None], on_followed: Callable[[str], None] = lambda _: None
+    ) -> None:
+        self._on_cancel = on_cancel
+        told = {"cancel": on_cancel, "followed": on_followed}
         try:
-            await self._see_that_it_fits()
-            self._lease = Lease(self._calls, self._lease_seconds, on_cancel, self._end_all_of)
+            await self._calls.see_that_it_fits()
+            self._lease = Lease(self._calls, self._lease_seconds, told, self._end_all_of, self._keep_expiring)
             await self._lease.start()
             await self._end_all_gone()
         except BaseException:
@@ -69,6 +74,12 @@ class RedisStore:
             await self._begin(record)
 
     async def _begin(self, record: ResponseRecord) -> None:
+        after: int | str = ""
+        during: int | str = ""
+        if record.expires is not None:
+            # A follower takes a moment to see its end, and the lease's time to see that its process is gone.
+            after = round(1000 * max(record.expires, self._lease_seconds))
+            during = after + round(1000 * self._lease_seconds)
         await self._run(
             "begin",
             self._held().name,
@@ -80,8 +91,12 @@ class RedisStore:
             record.output_id,
             rows.response_json(record),
             record.created,
+            after,
+            during,
             *rows.pairs(record.input if record.conversation else ()),
         )
+        if record.expires is not None:
+            self._expiring.add(record.id)
 
     async def write(self, writes: Sequence[Write]) -> None:
         args: list[str | bytes | float] = []
@@ -109,7 +124,7 @@ class RedisStore:
 
     async def follow(self, owner: str, id_: str, after: int) -> list[Numbered]:
         while True:
-            found, ended, left = await self._events(owner, id_, after)
+            found, ended, left = await self._events(owner, id_, after, follows=True)
             if found or ended:
                 return found
             with told_plainly():
@@ -119,10 +134,12 @@ class RedisStore:
                 ((_, entries),) = streams
                 return [_numbered(number, data[b"d"]) for number, data in entries]
 
-    async def _events(self, owner: str, id_: str, after: int) -> tuple[list[Numbered], bool, int]:
+    async def _events(
+        self, owner: str, id_: str, after: int, *, follows: bool = False
+    ) -> tuple[list[Numbered], bool, int]:
         """The events, whether there will be more, and the milliseconds that its process's lease is good for."""
         while True:
-            found = await self._run("events", owner, id_, after)
+            found = await self._run("events", owner, id_, after, int(follows))
             if not found:
                 return [], True, 0
             entries, ended, lease, left = found
@@ -145,12 +162,14 @@ class RedisStore:
 
     async def ask_cancel(self, id_: str) -> None:
         with told_plainly():
-            lease = await self._calls.redis.hget(_RUNNING, id_)
-        if lease is not None and not await self._held().ask_cancel(lease.decode(), id_):
-            await self._end_all_gone()
-            with told_plainly():
-                if await self._calls.redis.hexists(_RUNNING, id_):
-                    raise StoreError("The server that generates this response was not reached. Try again in a moment.")
+            found, outcome = await self._calls.redis.hmget(_RESPONSE + id_, "lease", "outcome")
+        if found is None or outcome is not None:
+            return
+        lease = found.decode()
+        if not await self._held().ask_cancel(lease, id_):
+            if await self._held().lives(lease):
+                raise StoreError("The server that generates this response was not reached. Try again in a moment.")
+            await self._end_all_of(lease, id_)
 
     async def create_conversation(self, record: ConversationRecord, items: Sequence[Item]) -> None:
         await self._run(
@@ -226,6 +245,15 @@ class RedisStore:
         except Refused as refused:
             raise refused.error from None
 
+    async def _keep_expiring(self) -> None:
+        """Put off the expiry of what this process runs. What is gone, or was ended by others, is not to go on."""
+        if self._expiring:
+            asked = list(self._expiring)
+            running = {id_.decode() for id_ in await self._run("keep", self._held().name, *asked)}
+            for id_ in set(asked) - running:
+                self._expiring.discard(id_)
+                self._on_cancel(id_)
+
     async def _end_all_gone(self) -> None:
         """End what any process that is gone was running."""
         with told_plainly():
@@ -266,22 +294,6 @@ class RedisStore:
         if self._lease is None:
             raise refusals.closed()
         return self._lease
-
-    async def _see_that_it_fits(self) -> None:
-        with told_plainly():
-            memory = await self._calls.redis.info("memory")
-            await self._calls.redis.set(_SCHEMA, SCHEMA, nx=True)
-            found = await self._calls.redis.get(_SCHEMA)
-        if int(found) > SCHEMA:
-            raise StoreError(
-                f"The store was written by a newer causerie (schema {int(found)}; this one knows {SCHEMA}). "
-                "Upgrade causerie, or name another database with --store."
-            )
-        if memory.get("maxmemory") and memory.get("maxmemory_policy") != "noeviction":
-            raise StoreError(
-                "This Redis throws keys away when its memory is full. Set its maxmemory-policy to noeviction, or name "
-                "another one with --store."
-            )
 
 
 def _numbered(number: bytes, data: bytes) -> Numbered:

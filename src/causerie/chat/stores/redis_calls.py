@@ -16,6 +16,9 @@ from causerie.chat.stores import refusals
 from causerie.chat.stores.redis_scripts import SCRIPTS
 from causerie.errors import CauserieError, ConfigError, StoreError, StoreFull
 
+SCHEMA: Final = 1
+_SCHEMA = "causerie:schema"
+
 ANSWER_WITHIN: Final = 10.0
 """Seconds for Redis to answer; blocking reads ask for less."""
 
@@ -79,6 +82,23 @@ class Calls:
         if status != b"ok":
             raise Refused(status.decode(), [each.decode() for each in answer])
         return answer
+
+    async def see_that_it_fits(self) -> None:
+        """Raises StoreError for a Redis that is not for us."""
+        with told_plainly():
+            memory = await self.redis.info("memory")
+            await self.redis.set(_SCHEMA, SCHEMA, nx=True)
+            found = await self.redis.get(_SCHEMA)
+        if int(found) > SCHEMA:
+            raise StoreError(
+                f"The store was written by a newer causerie (schema {int(found)}; this one knows {SCHEMA}). "
+                "Upgrade causerie, or name another database with --store."
+            )
+        if memory.get("maxmemory") and memory.get("maxmemory_policy") != "noeviction":
+            raise StoreError(
+                "This Redis throws keys away when its memory is full. Set its maxmemory-policy to noeviction, or name "
+                "another one with --store."
+            )
 
     async def close(self) -> None:
         with told_plainly():

@@ -1,11 +1,11 @@
-"""How the processes that share a Redis know of each other: leases that must be renewed, and calls to cancel."""
+"""How the processes that share a Redis know of each other: leases that must be renewed, and channels."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 from causerie.chat.stores.redis_calls import Calls, told_plainly
 from causerie.errors import StoreError
@@ -13,29 +13,31 @@ from causerie.errors import StoreError
 logger = logging.getLogger("causerie.store")
 
 _PREFIX = "causerie:lease:"
-_CANCEL = "causerie:cancel:"
 
 
 class Lease:
     """Says that this process lives, under a name that is never used again once it has lapsed.
 
     What was begun under a lapsed lease may be ended by anybody, so a process that was only paused gets a new one, and
-    ``on_lapse`` is given the old.
+    ``on_lapse`` is given the old. ``on_told`` has, by their names, the channels on which other processes tell this one
+    the id of a response that it runs. ``on_renewed`` is called after each time that the lease was renewed.
     """
 
     def __init__(
         self,
         calls: Calls,
         seconds: float,
-        on_cancel: Callable[[str], None],
+        on_told: Mapping[str, Callable[[str], None]],
         on_lapse: Callable[[str], Awaitable[None]],
+        on_renewed: Callable[[], Awaitable[None]],
     ) -> None:
         self._calls = calls
         self._seconds = seconds
         self._process = secrets.token_hex(8)
         self._turn = 0
-        self._on_cancel = on_cancel
+        self._channels = {f"causerie:{name}:{self._process}": told for name, told in on_told.items()}
         self._on_lapse = on_lapse
+        self._on_renewed = on_renewed
         self._renewing = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -72,7 +74,7 @@ class Lease:
     async def ask_cancel(self, lease: str, id_: str) -> bool:
         """Tell the process with that lease; whether it was heard."""
         with told_plainly():
-            return bool(await self._calls.redis.publish(_CANCEL + lease.partition(":")[0], id_))
+            return bool(await self._calls.redis.publish(f"causerie:cancel:{lease.partition(':')[0]}", id_))
 
     async def lives(self, lease: str) -> bool:
         with told_plainly():
@@ -88,6 +90,7 @@ class Lease:
             await asyncio.sleep(self._seconds / 5)
             try:
                 await self.renew()
+                await self._on_renewed()
             except StoreError as error:
                 logger.warning("%s", error)
 
@@ -105,7 +108,7 @@ class Lease:
     async def _hear(self, listening: asyncio.Future[None]) -> None:
         async with self._calls.redis.pubsub() as channel:
             with told_plainly():
-                await channel.subscribe(_CANCEL + self._process)
+                await channel.subscribe(*self._channels)
             while True:
                 with told_plainly():
                     message = await channel.get_message(timeout=self._seconds)
@@ -114,4 +117,4 @@ class Lease:
                 if message["type"] == "subscribe" and not listening.done():
                     listening.set_result(None)
                 if message["type"] == "message":
-                    self._on_cancel(message["data"].decode())
+                    self._channels[message["channel"].decode()](message["data"].decode())

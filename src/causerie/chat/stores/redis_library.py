@@ -2,11 +2,13 @@
 
 Keys (all begin with ``causerie:``):
 
-- ``response:ID`` hash: the record, who runs it (``lease``), its ``outcome`` once it has ended
+- ``response:ID`` hash: the record, who runs it (``lease``), its ``outcome`` once it has ended; of one that expires
+  ``after`` and ``while``: for how many milliseconds it is there from its end on, and from the last sign of its process
 - ``events:ID`` stream: the event with number 7 has the id ``7-0``
 - ``conversation:ID`` hash, ``order:ID`` sorted set and ``items:ID`` hash: a conversation and its items
 - ``lease:NAME`` expires when its process stops renewing it; all that it was running may then be ended by anybody
-- ``running`` hash: each running response's lease
+- ``running`` hash: each running response's lease, but of those that expire
+- ``followed:ID`` is there for a second after a process was told that another one reads its response
 - ``oldest`` sorted set: what may be removed, by the time of its end or last change
 - ``bytes``: size of it all, by the rules of ``grow``; ``schema``: its version
 """
@@ -63,13 +65,24 @@ local function add_all(c, first)
   for i = first, #ARGV, 2 do add(c, ARGV[i], ARGV[i + 1]) end
 end
 
+-- Put off its expiry, if it expires, to what it has in that phase from now on. What expires is not counted in the size:
+-- nobody would take its bytes off again.
+local function put_off(id, phase)
+  local left = redis.call('HGET', response(id), phase)
+  if not left then return false end
+  redis.call('PEXPIRE', response(id), left)
+  redis.call('PEXPIRE', events(id), left)
+  return true
+end
+
 local function append(id, number, data)
   redis.call('XADD', events(id), number .. '-0', 'd', data)
-  grow(response(id), #data + 32)
+  if not put_off(id, 'while') then grow(response(id), #data + 32) end
 end
 
 local function finish(id, outcome, ended, item)
   redis.call('HSET', response(id), 'outcome', outcome)
+  if put_off(id, 'after') then return end
   redis.call('HDEL', RUNNING, id)
   redis.call('ZADD', OLDEST, ended, 'r:' .. id)
   grow(response(id), #outcome)
@@ -86,7 +99,7 @@ local function remove_response(id)
   redis.call('DEL', response(id), events(id))
   redis.call('HDEL', RUNNING, id)
   redis.call('ZREM', OLDEST, 'r:' .. id)
-  redis.call('DECRBY', BYTES, bytes)
+  redis.call('DECRBY', BYTES, bytes or 0)
   if c and redis.call('HGET', conversation(c), 'running') == id then
     redis.call('HDEL', conversation(c), 'running')
     changed(c, '0')

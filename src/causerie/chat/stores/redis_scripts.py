@@ -11,19 +11,24 @@ from typing import Final
 from causerie.chat.stores.redis_library import LIBRARY
 
 _BEGIN = """
-local lease, bound, id, owner, previous, c, output, record, created = unpack(ARGV, 1, 9)
-if crowded(tonumber(bound)) then return {'full', ''} end
+local lease, bound, id, owner, previous, c, output, record, created, after, during = unpack(ARGV, 1, 11)
+if after == '' and crowded(tonumber(bound)) then return {'full', ''} end
 if not alive(lease) then return {'lapsed', ''} end
 if redis.call('EXISTS', response(id)) == 1 then return {'taken', id} end
+if after ~= '' then
+  redis.call('HSET', response(id), 'record', record, 'owner', owner, 'lease', lease, 'after', after, 'while', during)
+  put_off(id, 'while')
+  return {'ok'}
+end
 if c ~= '' then
   local its, running = get(conversation(c), 'owner', 'running')
   if its ~= owner then return {'no_conversation', c} end
   if running then return {'busy', c, running} end
-  local twice = taken(c, 10)
+  local twice = taken(c, 12)
   if not twice and redis.call('HEXISTS', items(c), output) == 1 then twice = output end
   if twice then return {'taken', twice} end
   redis.call('HSET', conversation(c), 'running', id)
-  add_all(c, 10)
+  add_all(c, 12)
   changed(c, created)
   redis.call('HSET', response(id), 'conversation', c)
 end
@@ -37,13 +42,13 @@ return {'ok'}
 # ARGV: lease, bound, then 'a', id, number, data or 'e', id, outcome, ended, item for each write.
 _WRITE = """
 local lease, bound = ARGV[1], tonumber(ARGV[2])
-local there, last, more = {}, {}, 0
+local there, last, counted, more = {}, {}, {}, 0
 local i = 3
 while i <= #ARGV do
   local id = ARGV[i + 1]
   if there[id] == nil then
-    local its, outcome = get(response(id), 'lease', 'outcome')
-    there[id] = its and true or false
+    local its, outcome, expires = get(response(id), 'lease', 'outcome', 'after')
+    there[id], counted[id] = its and true or false, not expires
     if its and (outcome or its ~= lease or not alive(lease)) then return {'ended', id} end
     last[id] = redis.call('XLEN', events(id))
   end
@@ -51,7 +56,7 @@ while i <= #ARGV do
     if there[id] then
       last[id] = last[id] + 1
       if tonumber(ARGV[i + 2]) ~= last[id] then return {'gap', id} end
-      more = more + #ARGV[i + 3]
+      if counted[id] then more = more + #ARGV[i + 3] end
     end
     i = i + 4
   else
@@ -92,9 +97,13 @@ return {'ok', record, outcome, lease, redis.call('PTTL', P .. 'lease:' .. lease)
 """
 
 _EVENTS = """
-local owner, id, after = unpack(ARGV)
+local owner, id, after, follows = unpack(ARGV)
 local its, outcome, lease = get(response(id), 'owner', 'outcome', 'lease')
 if its ~= owner then return {'ok'} end
+if follows == '1' and not outcome then
+  local told = redis.pcall('SET', P .. 'followed:' .. id, '', 'PX', 1000, 'NX')  -- Reading needs no room.
+  if told and told.ok then redis.call('PUBLISH', P .. 'followed:' .. lease:match('[^:]*'), id) end
+end
 local found = redis.call('XRANGE', events(id), string.format('%d-0', after + 1), '+')
 return {'ok', found, outcome and 1 or 0, lease, redis.call('PTTL', P .. 'lease:' .. lease)}
 """
@@ -109,6 +118,19 @@ while id and #found <= tonumber(most) do
   id = previous
 end
 return found
+"""
+
+# ARGV: lease, then ids of responses that expire; answers those that it still runs.
+_KEEP = """
+local running = {'ok'}
+for i = 2, #ARGV do
+  local its, outcome = get(response(ARGV[i]), 'lease', 'outcome')
+  if its == ARGV[1] and not outcome then
+    put_off(ARGV[i], 'while')
+    running[#running + 1] = ARGV[i]
+  end
+end
+return running
 """
 
 _DELETE_RESPONSE = """
@@ -222,6 +244,7 @@ SCRIPTS: Final = {
         "response": _RESPONSE,
         "events": _EVENTS,
         "chain": _CHAIN,
+        "keep": _KEEP,
         "delete_response": _DELETE_RESPONSE,
         "create_conversation": _CREATE_CONVERSATION,
         "conversation": _CONVERSATION,

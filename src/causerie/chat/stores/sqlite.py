@@ -44,7 +44,9 @@ class SQLiteStore:
         self._db: sqlite3.Connection | None = None
         self._identity: tuple[int, int] | None = None
 
-    async def open(self, runner: str, on_cancel: Callable[[str], None]) -> None:
+    async def open(
+        self, runner: str, on_cancel: Callable[[str], None], on_followed: Callable[[str], None] = lambda _: None
+    ) -> None:
         self._thread = ThreadPoolExecutor(1, "causerie-store")
         try:
             await self._on_thread(self._open)

@@ -304,7 +304,7 @@ async def test_an_interrupted_answer_keeps_what_its_client_says_to_have_shown() 
         await chat.interrupt()
         permits.give(1000)
         assert await kept_of(client, answer) == ANSWER[:10]
-        assert read + await answer.read() == ANSWER[: len(read)]
+        assert ANSWER.startswith(read + await answer.read())
         assert answer.finish_reason is FinishReason.CANCELLED
         await answer.ack()
         with pytest.raises(InvalidRequest):

@@ -113,6 +113,12 @@ class Settings(BaseModel):
     max_typed_characters: int = Field(
         default=2**20, ge=1, description="Longest text, in characters, that is read ahead while it is being typed."
     )
+    max_typed_per_key: int = Field(
+        default=32 * 2**20,
+        ge=1,
+        description="Text, in characters, that may be typed or streamed in and not committed yet under one API key, "
+        "on all its connections together; without keys, for all clients together. Past it: 429.",
+    )
     body_timeout: float = Field(
         default=30.0,
         gt=0,

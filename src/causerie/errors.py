@@ -161,6 +161,12 @@ class Overloaded(CauserieError):
         self.retry_after = retry_after
 
 
+class TypedTextLimit(Overloaded):
+    """All that is being typed under one API key is as much as it may be."""
+
+    code = "typed_text_limit_reached"
+
+
 class ShuttingDown(Overloaded):
     """The server is draining: it takes no new work, and ends what cannot finish by its deadline."""
 

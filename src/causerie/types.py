@@ -211,22 +211,30 @@ class TextDelta:
     """New text, one part for each choice that gained something, by ascending ``index``."""
 
     parts: tuple[Part, ...]
+    acknowledged: int | None = None
+    """Characters of the text before it that the client had said to have shown by then, if it says so at all."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The response ended by itself or was cancelled; ``reasons`` has one entry for each choice."""
+    """The response ended by itself or was cancelled; ``reasons`` has one entry for each choice.
+
+    ``kept`` is how many characters of the text count as said, where that is not all: a client that acknowledges what
+    it has shown was interrupted.
+    """
 
     reasons: tuple[FinishReason, ...]
     usage: Usage
+    kept: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The response ended because something went wrong; what was delivered before it stands."""
+    """The response ended because something went wrong; what was delivered before it stands, or ``kept`` of it."""
 
     error: CauserieError
     usage: Usage = field(default_factory=Usage)
+    kept: int | None = None
 
 
 Event: TypeAlias = Queued | PrefillProgress | Started | TextDelta | Finished | Failed

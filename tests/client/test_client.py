@@ -279,3 +279,48 @@ def test_importing_it_is_light() -> None:
         "causerie.config",
     }
     assert set(done.stdout.split()) & heavy == set()
+
+
+async def kept_of(client: AsyncClient, answer: AsyncAnswer) -> str:
+    response = await send(client.url, "GET", f"/v1/responses/{answer.id}")
+    assert await response.head() == 200
+    return "".join(item["content"][0]["text"] for item in (await response.json())["output"])
+
+
+async def test_an_interrupted_answer_keeps_what_its_client_says_to_have_shown() -> None:
+    permits = Permits()
+    async with client_of(service_with(says(ANSWER), permits=permits.semaphore)) as client:
+        chat = client.chat()
+        answer = await chat.send("Hi")
+        permits.give(20)
+        read = await anext(answer)
+        while len(read) < 14:
+            read += await anext(answer)
+        await answer.ack(4)
+        await answer.ack(10)
+        for bad in (len(read) + 1, 9, -1):
+            with pytest.raises(InvalidRequest):
+                await answer.ack(bad)
+        await chat.interrupt()
+        permits.give(1000)
+        assert await kept_of(client, answer) == ANSWER[:10]
+        assert ANSWER.startswith(read + await answer.read())
+        assert answer.finish_reason is FinishReason.CANCELLED
+        await answer.ack()
+        with pytest.raises(InvalidRequest):
+            await client.text("Hi").ack()
+
+
+async def test_all_that_was_read_is_acknowledged_where_nothing_else_is_said() -> None:
+    permits = Permits()
+    async with client_of(service_with(endless, permits=permits.semaphore)) as client:
+        chat = client.chat()
+        answer = await chat.send("Hi")
+        permits.give(3)
+        read = await anext(answer)
+        await answer.ack()
+        permits.give(5)
+        assert await anext(answer)
+        await chat.interrupt()
+        permits.give(100)
+        assert await kept_of(client, answer) == read

@@ -15,7 +15,7 @@ import pytest
 from causerie.chat.service import ChatService
 from causerie.client import Client
 from causerie.config import Settings
-from causerie.errors import ConnectionLost, PreviousResponseNotFound
+from causerie.errors import ConnectionLost, InvalidRequest, PreviousResponseNotFound
 from causerie.types import FinishReason
 from tests.support.served import Served, scripted, served, until
 from tests.support.service import endless
@@ -77,6 +77,9 @@ def test_an_answer_is_stopped_by_a_turn_by_the_block_and_by_another_thread(serve
         chat = client.chat(max_tokens=8000)
         first = chat.send("Sing for ever")
         heard = next(first)
+        first.ack(1)
+        with pytest.raises(InvalidRequest):
+            first.ack(0)
         chat.interrupt()
         heard += first.read()
         assert set(heard) == {"a"} and first.finish_reason is FinishReason.CANCELLED

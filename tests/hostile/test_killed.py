@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.process import ServeProcess, serve_process
 from tests.support.raw import ChatSocket
-from tests.support.served import chat_body
+from tests.support.served import chat_body, until
 from tests.support.stored import Stream, Streaming, ask, made, read_again, said
 
 QUESTION = "Wer läuft da durch den Wald? 🦁 " * 20
@@ -119,3 +119,26 @@ def test_what_is_not_to_be_kept_never_touches_the_disk(tmp_path: Path) -> None:
         assert files() == before
         made(server, "/v1/responses", input="Hi")
         assert files() != before
+
+
+@pytest.mark.slow
+def test_what_a_client_said_to_have_shown_survives_kill_9(tmp_path: Path) -> None:
+    store = ("--store", str(tmp_path / "responses.sqlite3"))
+    with serve_process(*store) as server:
+        talk = made(server, "/v1/conversations")["id"]
+        streaming = Streaming(server, input=QUESTION, conversation=talk)
+        stream = streaming.begun()
+        until(lambda: len(stream.text) > 20, 10.0)
+        assert ask(server, "POST", f"/v1/responses/{stream.id}/ack", {"text_end": 15}).status == 200
+        had = len(stream.text)
+        # It is kept with the text that comes next.
+        until(lambda: len(stream.text) > had + 20, 10.0)
+        server.signal(signal.SIGKILL)
+        delivered = streaming.finish().text
+    with serve_process(*store) as server:
+        response = ask(server, "GET", f"/v1/responses/{stream.id}").json()
+        assert response["error"]["type"] == "interrupted" and said(response) == ANSWER[:15]
+        again = read_again(server, stream.id)
+        assert again.text.startswith(delivered) and said(again.end) == ANSWER[:15]
+        items = ask(server, "GET", f"/v1/conversations/{talk}/items?order=asc").json()["data"]
+        assert [item["content"][0]["text"] for item in items] == [QUESTION, ANSWER[:15]]

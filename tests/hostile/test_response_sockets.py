@@ -159,7 +159,7 @@ def test_a_flood_of_bad_frames_leaves_others_their_turn(steady: Served, piece: b
 @pytest.fixture(scope="module")
 def fuzzed() -> Iterator[Served]:
     """Its aftermath is checked once everything was thrown at it."""
-    with served(scripted(lambda _: b"okay", Settings(engine="scripted")), song=SONG) as running:
+    with served(scripted(lambda _: b"okay" * 4, Settings(engine="scripted"), step_seconds=0.002), song=SONG) as running:
         yield running
 
 
@@ -167,7 +167,11 @@ LANES = [None, "a", "b", "c"]
 
 
 class Frames(RuleBasedStateMachine):
-    """Random frames in random order on one socket. Every response has one end, and nothing after it."""
+    """Random frames in random order on one socket.
+
+    Every response has one end, and nothing after it. What is kept of one that was interrupted is what was acknowledged
+    of it, or else what came.
+    """
 
     server: Served
 
@@ -179,7 +183,10 @@ class Frames(RuleBasedStateMachine):
         self.ended: list[str] = []
         self.accepted: set[str] = set()
         self.failed: set[str] = set()
-        self.successors = 0
+        self.on_lane: dict[str | None, str] = {}
+        self.texts: dict[str, str] = {}
+        self.shown: dict[str, int] = {}
+        self.refused = 0
 
     def learn(self) -> None:
         """Take in what came so far."""
@@ -190,6 +197,7 @@ class Frames(RuleBasedStateMachine):
             found = event(self.socket)
             if found["type"] == "error":
                 assert found["status"] < 500 and found["error"]["code"]
+                self.refused += found["error"]["param"] in ("response_id", "text_end")
                 if mark in found["error"]["message"]:
                     return
             elif found["type"] == "response.steer.accepted":
@@ -200,9 +208,14 @@ class Frames(RuleBasedStateMachine):
                 self._of_response(found)
 
     def _of_response(self, found: dict[str, Any]) -> None:
+        lane = found.get("stream_id")
         if found["type"] == "response.created":
             assert found["response"]["id"] not in (*self.open, *self.ended)
             self.open[found["response"]["id"]] = found["sequence_number"]
+            self.on_lane[lane] = found["response"]["id"]
+            self.texts[self.on_lane[lane]] = ""
+        if found["type"] == "response.output_text.delta":
+            self.texts[self.on_lane[lane]] += found["delta"]
         if "response" in found:
             id_ = found["response"]["id"]
             assert found["type"] == "response.created" or found["sequence_number"] > self.open[id_]
@@ -210,6 +223,9 @@ class Frames(RuleBasedStateMachine):
             if found["type"] in TERMINALS:
                 del self.open[id_]
                 self.ended.append(id_)
+                said = "".join(item["content"][0]["text"] for item in found["response"]["output"])
+                kept = None if found["type"] == "response.completed" else self.shown.get(id_)
+                assert said == self.texts[id_][:kept]
 
     @rule(
         lane=st.sampled_from(LANES),
@@ -234,6 +250,20 @@ class Frames(RuleBasedStateMachine):
     def cancel(self, which: int, lane: str | None) -> None:
         known = [*self.open, None, "resp_none"]
         self.socket.send(say("response.cancel", response_id=known[which % len(known)], stream_id=lane))
+
+    @rule(which=st.integers(0, 3), part=st.integers(-1, 5))
+    def ack(self, which: int, part: int) -> None:
+        self.learn()
+        known = [*self.open, *self.open, *self.ended[-1:], "resp_none"]
+        id_ = known[which % len(known)]
+        while id_ in self.open and not self.texts[id_]:
+            self.learn()
+        characters, before = part * len(self.texts.get(id_, "")) // 4, self.refused
+        self.socket.send(say("response.ack", response_id=id_, text_end=characters))
+        self.learn()
+        if self.refused == before:
+            assert id_ != "resp_none" and characters >= self.shown.get(id_, 0)
+            self.shown[id_] = characters
 
     @rule(text=st.text(max_size=40), opening=st.sampled_from([None, {}, {"store": False, "stream_id": "a"}, 5]))
     def append(self, text: str, opening: Any) -> None:
@@ -264,13 +294,14 @@ class Frames(RuleBasedStateMachine):
         self.socket.close()
 
 
+@pytest.mark.slow
 def test_random_frames_in_random_order_end_every_response_once(fuzzed: Served) -> None:
     """Promises 1, 2 and 6."""
     Frames.server = fuzzed
     run_state_machine_as_test(
         Frames,
         settings=settings(
-            max_examples=150,
+            max_examples=120,
             stateful_step_count=25,
             deadline=None,
             derandomize=True,

@@ -49,6 +49,7 @@ class Ids:
             ("GET", f"{response}?stream=true&starting_after=0", b"", {}),
             ("GET", f"{response}/input_items", b"", {}),
             ("POST", f"{response}/cancel", b"", {}),
+            ("POST", f"{response}/ack", {"text_end": 0}, {}),
             ("DELETE", response, b"", {}),
             ("POST", "/v1/responses", {"input": "Hi", "previous_response_id": self.response}, {}),
             ("POST", "/v1/responses", {"input": "Hi", "previous_response_id": self.response, "store": False}, {}),

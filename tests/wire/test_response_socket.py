@@ -11,12 +11,13 @@ import pytest
 from causerie.chat.records import Item, Status
 from causerie.errors import EngineError, RequestTooLarge
 from causerie.types import CancelCause
+from causerie.wire.acknowledgement import Shown
 from causerie.wire.kept_answers import ITEM, MAX_ANSWERS, MAX_CHARACTERS, KeptAnswers
 from causerie.wire.response_socket import MAX_LANES, MAX_STEERS, MAX_WAITING, ResponseSocket
 from causerie.wire.responses_events import StreamEvent
 from causerie.wire.sampling import Limits
 from causerie.wire.socket_events import Append, Clear, Commit, Reading, Truncate
-from causerie.wire.socket_lane import _NEXT, Action, Begin, Lane, Open, Send, State, Stop
+from causerie.wire.socket_lane import _NEXT, Acknowledge, Action, Begin, Lane, Open, Send, State, Stop
 
 LIMITS = Limits(model="m", default_max_tokens=16, max_choices=64, vocab_size=259, context_window=8192)
 READING = Reading(LIMITS)
@@ -221,3 +222,12 @@ def test_an_error_says_what_http_would_say() -> None:
             "param": "text",
         },
     }
+
+
+def test_an_acknowledgement_is_its_lanes_while_the_response_is_there() -> None:
+    socket = running()
+    assert tell(socket, "response.ack", response_id="r1", text_end=3) == [Acknowledge(None, Shown(None, 3))]
+    assert tell(socket, "response.ack", response_id="r1", sequence_number=3) == [Acknowledge(None, Shown(3, None))]
+    assert code(tell(socket, "response.ack", response_id="r2", text_end=3)) == "response_not_found"
+    socket.ended(None, Status.CANCELLED, ())
+    assert code(tell(socket, "response.ack", response_id="r1", text_end=3)) == "response_not_active"

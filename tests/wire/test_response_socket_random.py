@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from causerie.chat.records import Status
 from causerie.errors import CauserieError
-from causerie.wire.socket_lane import Action, Begin, Send, Stop
+from causerie.wire.socket_lane import Acknowledge, Action, Begin, Send, Stop
 from tests.wire.test_response_socket import READING, create, machine, tell
 
 
@@ -33,7 +33,7 @@ class World:
                 assert action.lane not in self.creating and action.lane not in self.running
                 self.creating.append(action.lane)
                 self.begun += 1
-            elif isinstance(action, Stop):
+            elif isinstance(action, Stop | Acknowledge):
                 assert action.lane in self.running
             elif isinstance(action, Send):
                 self.heard(json.loads(action.text))
@@ -68,6 +68,7 @@ steps = st.one_of(
     st.tuples(st.just("create"), st.sampled_from([None, "a", "b"])),
     st.tuples(st.just("steer"), st.integers(0, 3)),
     st.tuples(st.just("cancel"), st.sampled_from([None, "a", "b"])),
+    st.tuples(st.just("ack"), st.integers(0, 3)),
     st.tuples(st.just("happen"), st.integers(0, 59)),
     st.tuples(st.just("happen"), st.integers(0, 59)),
 )
@@ -86,7 +87,10 @@ def test_everything_that_began_ends_and_no_steering_input_is_lost(interrupting: 
             world.happen(value)
         elif world.running:
             target = list(world.running.values())[value % len(world.running)]
-            world.do(tell(world.socket, "response.steer", previous_response_id=target, input="x"))
+            if verb == "ack":
+                world.do(tell(world.socket, "response.ack", response_id=target, sequence_number=value))
+            else:
+                world.do(tell(world.socket, "response.steer", previous_response_id=target, input="x"))
     while world.creating or world.running:
         world.happen(0 if world.running else 1)
     assert world.socket.idle
@@ -95,8 +99,9 @@ def test_everything_that_began_ends_and_no_steering_input_is_lost(interrupting: 
 
 
 NAMES = ["type", "input", "stream_id", "text", "length", "response", "generate", "previous_response_id", "response_id"]
+NAMES += ["sequence_number", "text_end"]
 TYPES = [
-    *("response.create", "response.steer", "response.cancel"),
+    *("response.create", "response.steer", "response.cancel", "response.ack"),
     *(f"input_text_buffer.{verb}" for verb in ("append", "truncate", "clear", "commit")),
 ]
 anything = st.recursive(

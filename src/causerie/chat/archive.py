@@ -156,6 +156,11 @@ class Archive:
         kept = Kept(self.store, owner, id_, await self.store.events(owner, id_))
         return Stream(found, list(kept.events), kept.reader, lambda: kept.ended_at)
 
+    def log(self, owner: str, id_: str) -> ResponseLog | None:
+        """Of a response that this process generates."""
+        live = self._live.get((owner, id_))
+        return None if live is None else live.log
+
     def running(self, owner: str, conversation: str) -> str | None:
         """The response of the conversation that this process generates now."""
         live = (each.record for (of, _), each in self._live.items() if of == owner)

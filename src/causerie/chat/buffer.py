@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from causerie.chat.intake import ENCODE_INLINE, characters
 from causerie.chat.reading import Reading
+from causerie.chat.typed import Share
 from causerie.engines.base import Update
 from causerie.errors import InvalidRequest, RequestTooLarge
 from causerie.text.growing import Settled
@@ -36,7 +37,14 @@ class Typing:
     """
 
     def __init__(
-        self, ahead: ReadAhead, prompt: OpenPrompt, *, limit: int, on_prefilled: OnPrefilled | None = None
+        self,
+        ahead: ReadAhead,
+        prompt: OpenPrompt,
+        *,
+        limit: int,
+        share: Share,
+        beside: int = 0,
+        on_prefilled: OnPrefilled | None = None,
     ) -> None:
         self._ahead = ahead
         self._prompt = prompt
@@ -45,6 +53,9 @@ class Typing:
         self._buffer = io.StringIO()
         self._length = self._buffer.write(_text_of(prompt))
         self._around = characters(prompt) - self._length
+        self._share = share
+        self._beside = beside
+        share.resize(beside + self._length)
         self._settled: Settled | None = None
         self._settled_length = 0
         self._encoding = False
@@ -71,12 +82,13 @@ class Typing:
         return () if self._settled is None else self._settled.ids
 
     def append(self, text: str) -> None:
-        """Add what was written. Raises RequestTooLarge, and then adds nothing."""
+        """Add what was written. Raises RequestTooLarge or TypedTextLimit, and then adds nothing."""
         self._check_open()
         if self._length + len(text) > self._limit:
             raise RequestTooLarge(
                 f"The text would have {self._length + len(text)} characters; this server takes {self._limit}."
             )
+        self._share.resize(self._beside + self._length + len(text))
         self._length += self._buffer.write(text)
         self._settle_if_worth()
 
@@ -88,6 +100,7 @@ class Typing:
         if length < self._length:
             self._buffer.truncate(self._buffer.seek(length))
             self._length = length
+            self._share.resize(self._beside + length)
             self._forget()
             self._given_up = False
             self._settle()
@@ -114,6 +127,7 @@ class Typing:
         if self._closed:
             return
         self._closed = True
+        self._share.resize(0)
         self._ahead.leave(self)
         self._forget()
         if self._reading is not None:

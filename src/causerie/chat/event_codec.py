@@ -25,18 +25,18 @@ from causerie.types import (
 def encode(event: Event) -> bytes:
     """JSON; ``decode`` gives an equal event (an error keeps its class, message and param)."""
     match event:
-        case TextDelta(parts):
-            value: Any = ["d", [_part(part) for part in parts]]
+        case TextDelta(parts, acknowledged):
+            value: Any = ["d", [_part(part) for part in parts], *_if_any(acknowledged)]
         case Queued(position, wait):
             value = ["q", position, wait]
         case PrefillProgress(read, total):
             value = ["p", read, total]
         case Started(prompt_tokens, dropped):
             value = ["s", prompt_tokens, dropped]
-        case Finished(reasons, usage):
-            value = ["f", list(reasons), usage_list(usage)]
-        case Failed(error, usage):
-            value = ["e", *error_list(error), usage_list(usage)]
+        case Finished(reasons, usage, kept):
+            value = ["f", list(reasons), usage_list(usage), *_if_any(kept)]
+        case Failed(error, usage, kept):
+            value = ["e", *error_list(error), usage_list(usage), *_if_any(kept)]
     return orjson.dumps(value)
 
 
@@ -44,7 +44,7 @@ def decode(data: bytes) -> Event:
     kind, *rest = orjson.loads(data)
     match kind:
         case "d":
-            return TextDelta(tuple(map(_to_part, rest[0])))
+            return TextDelta(tuple(map(_to_part, rest[0])), *rest[1:])
         case "q":
             return Queued(*rest)
         case "p":
@@ -52,9 +52,9 @@ def decode(data: bytes) -> Event:
         case "s":
             return Started(*rest)
         case "f":
-            return Finished(tuple(map(FinishReason, rest[0])), Usage(*rest[1]))
+            return Finished(tuple(map(FinishReason, rest[0])), Usage(*rest[1]), *rest[2:])
         case "e":
-            return Failed(to_error(rest[:3]), Usage(*rest[3]))
+            return Failed(to_error(rest[:3]), Usage(*rest[3]), *rest[4:])
     raise ValueError(f"unknown event {kind!r}")
 
 
@@ -69,6 +69,10 @@ def error_list(error: CauserieError) -> list[str | None]:
 def to_error(values: list[Any]) -> CauserieError:
     code, message, param = values
     return error_named(code, message, param=param)
+
+
+def _if_any(characters: int | None) -> list[int]:
+    return [] if characters is None else [characters]
 
 
 def _part(part: Part) -> list[Any]:

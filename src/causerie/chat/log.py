@@ -56,6 +56,9 @@ class ResponseLog:
         self.created = int(time.time())
         self.ended_at = 0.0
         """Unix time of the terminal event, once it is there."""
+        self.acknowledged: int | None = None
+        """Characters of its text that its client says to have shown, up to the end; None if it says nothing."""
+        self._text_ends = [0]
         self._events: list[Event] = []
         self._visible = 0
         self._recorder = recorder
@@ -117,7 +120,14 @@ class ResponseLog:
             del self._events[self._visible :]
             self._on_broken(error)
             if not self.ended:
-                self.append(Failed(error))
+                self.append(Failed(error, kept=self.acknowledged))
+
+    def text_end(self, number: int) -> int:
+        """Characters of the text up to event ``number``; of a response with one choice."""
+        for event in self._events[len(self._text_ends) - 1 : number]:
+            said = sum(len(part.text) for part in event.parts) if isinstance(event, TextDelta) else 0
+            self._text_ends.append(self._text_ends[-1] + said)
+        return self._text_ends[number]
 
     def _show(self, number: int) -> None:
         self._visible = number

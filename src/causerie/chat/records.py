@@ -45,7 +45,7 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a response ended, and what it had said by then."""
+    """How a response ended, and what counts as said: all of its text, or what an interrupted client had shown."""
 
     status: Status
     text: str
@@ -111,18 +111,22 @@ def outcome_of(events: Sequence[Event], ended: float) -> Outcome | None:
     """The end of a response with one choice, from its events; None if it has not ended."""
     last = events[-1] if events else None
     if isinstance(last, Failed):
-        return Outcome(Status.FAILED, text_of(events), last.usage, ended, error=last.error)
+        return Outcome(Status.FAILED, text_of(events)[: last.kept], last.usage, ended, error=last.error)
     if isinstance(last, Finished):
         status, reason = _ENDS[last.reasons[0]]
-        return Outcome(status, text_of(events), last.usage, ended, reason)
+        return Outcome(status, text_of(events)[: last.kept], last.usage, ended, reason)
     return None
 
 
 def interruption(events: Sequence[Event]) -> Failed:
-    """The terminal event of a response whose process is gone: it used what it is known to have used."""
+    """The terminal event of a response whose process is gone: it used what it is known to have used.
+
+    What its client is known to have shown is what came with the last text.
+    """
     prompt = next((event.prompt_tokens for event in events if isinstance(event, Started)), 0)
-    said = sum(part.tokens for event in events if isinstance(event, TextDelta) for part in event.parts)
-    return Failed(Interrupted(INTERRUPTED), Usage(prompt, said))
+    deltas = [event for event in events if isinstance(event, TextDelta)]
+    said = sum(part.tokens for delta in deltas for part in delta.parts)
+    return Failed(Interrupted(INTERRUPTED), Usage(prompt, said), deltas[-1].acknowledged if deltas else None)
 
 
 INTERRUPTED = "The server ended while it generated this answer. What it had said is kept."

@@ -15,6 +15,7 @@ from causerie.chat.intake import Encoded
 from causerie.chat.log import ResponseLog
 from causerie.chat.metrics import Metrics
 from causerie.chat.reading import PromptReader, Reading
+from causerie.chat.records import text_of
 from causerie.engines.base import EndReason, Engine, Update
 from causerie.errors import CauserieError, EngineError, EngineOutOfMemory
 from causerie.text.model import TextModel
@@ -140,10 +141,10 @@ class Response:
         least = len(turn.seen.ids) - 2 * self._owner.engine.info.prefix_block
         return Miss.EVICTED if self._cached is not None and self._cached < least else None
 
-    def _remember(self) -> None:
+    def _remember(self, kept: int | None) -> None:
         if self._turn is None or self._chat is None or len(self._choices) != 1:
             return
-        said = "".join(part.text for event in self.log.events if type(event) is TextDelta for part in event.parts)
+        said = text_of(self.log.events)[:kept]
         try:
             self._turn.after = self._owner.text.seen(self._chat, self._choices[0].ids, said)
         except Exception:  # It would cost this response its end, and the others of the step theirs.
@@ -221,7 +222,7 @@ class Response:
         if self.log.ended:
             return
         if self._parts:
-            self.log.append(TextDelta(tuple(self._parts)))
+            self.log.append(TextDelta(tuple(self._parts), self.log.acknowledged))
             self._parts = []
         reasons = tuple(choice.reason for choice in self._choices if choice.reason is not None)
         if reasons and len(reasons) == self._request.n:
@@ -247,13 +248,13 @@ class Response:
         reason = FinishReason.STEERED if cause is CancelCause.STEERED else FinishReason.CANCELLED
         reasons = tuple(choice.reason or reason for choice in self._choices)
         reasons += (reason,) * (self._request.n - len(reasons))
-        self._end(Finished(reasons, self._usage), reason)
+        self._end(Finished(reasons, self._usage, self.log.acknowledged), reason)
 
     def fail(self, error: CauserieError) -> None:
         """End it for its readers as failed; whatever still runs of it is cancelled."""
         if not self.log.ended:
             self._owner.metrics.failed(error.code)
-            self._end(Failed(error, self._usage), FinishReason.ERROR)
+            self._end(Failed(error, self._usage, self.log.acknowledged), FinishReason.ERROR)
 
     def broken(self, error: CauserieError) -> None:
         """Its events cannot be kept any more: stop, and let the log say why."""
@@ -272,7 +273,7 @@ class Response:
         self._owner.metrics.finished(reason, usage.prompt_tokens, usage.completion_tokens, seconds)
         if usage.cache_miss is not None:
             self._owner.metrics.cache_missed(usage.cache_miss)
-        self._remember()
+        self._remember(terminal.kept)
         self.log.append(terminal)
         self._settle()
 

@@ -22,6 +22,7 @@ from causerie.chat.log import Recorder, ResponseLog
 from causerie.chat.metrics import Metrics
 from causerie.chat.response import Response, Turn
 from causerie.chat.streams import Streams
+from causerie.chat.typed import TypedText
 from causerie.config import Settings
 from causerie.engines.base import Engine, EngineInfo, Update
 from causerie.errors import (
@@ -30,6 +31,7 @@ from causerie.errors import (
     Overloaded,
     ShuttingDown,
 )
+from causerie.keys import ANONYMOUS
 from causerie.text.model import TextModel
 from causerie.text.turns import Seen
 from causerie.types import CancelCause, GenerationRequest, SamplingParams, TextPrompt
@@ -68,6 +70,7 @@ class ChatService:
             engine, self._intake, self._encoders, settings, next_sequence=self._next_sequence, spare=self._spare
         )
         self.reader = self._ahead.reader
+        self._typed = TypedText(settings.max_typed_per_key)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._idle: asyncio.Future[None] | None = None
         self._probe: tuple[int, asyncio.Future[None]] | None = None
@@ -194,16 +197,24 @@ class ChatService:
         return log
 
     def typing(
-        self, prompt: OpenPrompt, *, limit: int | None = None, on_prefilled: OnPrefilled | None = None
+        self,
+        prompt: OpenPrompt,
+        *,
+        owner: str = ANONYMOUS,
+        beside: int = 0,
+        limit: int | None = None,
+        on_prefilled: OnPrefilled | None = None,
     ) -> Typing:
         """A buffer for a prompt that is still being written, which the engine reads ahead when it can.
 
         ``prompt`` is what there is of it already: the conversation with the message that is being written as its
-        last, or plain text. ``limit`` bounds its characters (default: ``max_typed_characters``). ``on_prefilled`` is
-        told of the reading's progress. Nothing is admitted: the committed prompt is for ``create``.
+        last, or plain text. ``limit`` bounds its characters (default: ``max_typed_characters``); they count for the
+        ``owner``, and so do ``beside`` more, which came with it. ``on_prefilled`` is told of the reading's progress.
+        Nothing is admitted: the committed prompt is for ``create``. Raises TypedTextLimit.
         """
         limit = self.settings.max_typed_characters if limit is None else limit
-        return Typing(self._ahead, prompt, limit=limit, on_prefilled=on_prefilled)
+        share = self._typed.share(owner)
+        return Typing(self._ahead, prompt, limit=limit, share=share, beside=beside, on_prefilled=on_prefilled)
 
     async def check_decode(self, timeout: float) -> bool:
         """Whether the engine decodes within ``timeout`` seconds: for anybody, or a fixed prompt past the queue."""

@@ -11,7 +11,7 @@ from typing import Protocol
 from causerie.client.retry import Opening, picked_up, repeated
 from causerie.client.server import Patience
 from causerie.client.streams import End
-from causerie.errors import Cancelled, ResponseNotFound, StreamExpired
+from causerie.errors import Cancelled, InvalidRequest, ResponseNotActive, ResponseNotFound, StreamExpired
 from causerie.types import FinishReason, Usage
 
 
@@ -22,6 +22,8 @@ class Source(Opening, Protocol):
     end: End | None
 
     async def cancel(self) -> None: ...
+
+    async def ack(self, characters: int) -> None: ...
 
 
 class AsyncAnswer:
@@ -40,6 +42,7 @@ class AsyncAnswer:
         self._reading = asyncio.Lock()
         self._stopped = False
         self._settled = False
+        self._given = 0
         self._error: Exception | None = None
 
     @property
@@ -72,6 +75,7 @@ class AsyncAnswer:
                     raise Cancelled("The answer was stopped before its end.")
                 raise StopAsyncIteration
             if piece:
+                self._given += len(piece)
                 return piece
 
     async def begin(self) -> None:
@@ -90,6 +94,20 @@ class AsyncAnswer:
             with contextlib.suppress(ResponseNotFound, StreamExpired):
                 await repeated(self._source.cancel, self._patience)
             self._settled = True
+
+    async def ack(self, characters: int | None = None) -> None:
+        """Tell the server that the first ``characters`` of it were shown, or all that was read of it so far.
+
+        If it is stopped after that, the conversation keeps what was shown and nothing else. Without it, what had been
+        said by then is kept. Nothing happens if it has ended. Raises InvalidRequest for more than was read, for less
+        than before, and for texts, of which nothing is kept.
+        """
+        shown = self._given if characters is None else characters
+        if shown > self._given:
+            raise InvalidRequest(f"Only {self._given} characters have been read; {shown} cannot have been shown.")
+        if not self.ended:
+            with contextlib.suppress(ResponseNotActive):
+                await repeated(lambda: self._source.ack(shown), self._patience)
 
     async def aclose(self) -> None:
         """Stop it, and leave."""

@@ -12,7 +12,7 @@ from typing import Any, TypedDict
 import httpx2
 
 from causerie.client.server import Call, Cut, Server, error_of
-from causerie.errors import Cancelled, ResponseNotFound, error_named
+from causerie.errors import Cancelled, InvalidRequest, ResponseNotFound, error_named
 from causerie.types import FinishReason, Usage
 
 
@@ -101,6 +101,9 @@ class TextStream:
         if self._sent:
             await self._server.json(Call("DELETE", f"/streams/{self.id}"))
 
+    async def ack(self, characters: int) -> None:
+        raise InvalidRequest("Nothing is kept of a text's answer, so there is nothing to acknowledge.")
+
 
 class ResponseStream:
     """``POST /v1/responses``; ``body`` is the request, whose answer is kept by the server."""
@@ -148,6 +151,10 @@ class ResponseStream:
     async def cancel(self) -> None:
         if self.id is not None:
             await self._server.json(Call("POST", f"/v1/responses/{self.id}/cancel"))
+
+    async def ack(self, characters: int) -> None:
+        if self.id is not None:
+            await self._server.json(Call("POST", f"/v1/responses/{self.id}/ack", json={"text_end": characters}))
 
 
 def _end_of(response: Mapping[str, Any]) -> End:

@@ -168,6 +168,10 @@ class Answer:
         """See ``AsyncAnswer.cancel``."""
         self._loop.run(self._answer.cancel())
 
+    def ack(self, characters: int | None = None) -> None:
+        """See ``AsyncAnswer.ack``."""
+        self._loop.run(self._answer.ack(characters))
+
     def close(self) -> None:
         """See ``AsyncAnswer.aclose``."""
         self._loop.run(self._answer.aclose())

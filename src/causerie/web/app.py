@@ -79,6 +79,7 @@ class App:
                 Route("/v1/responses/{id}", Endpoint(responses.read), methods=["GET"]),
                 Route("/v1/responses/{id}", Endpoint(responses.delete), methods=["DELETE"]),
                 Route("/v1/responses/{id}/cancel", Endpoint(responses.cancel), methods=["POST"]),
+                Route("/v1/responses/{id}/ack", Endpoint(responses.acknowledge), methods=["POST"]),
                 Route("/v1/responses/{id}/input_items", Endpoint(responses.input_items), methods=["GET"]),
                 Route("/v1/conversations", Endpoint(talks.create), methods=["POST"]),
                 Route("/v1/conversations/{id}", Endpoint(talks.read), methods=["GET"]),

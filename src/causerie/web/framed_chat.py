@@ -16,8 +16,9 @@ from causerie.chat.records import ConversationRecord
 from causerie.chat.service import ChatService
 from causerie.errors import ConversationNotFound, ResponseNotFound
 from causerie.types import OnDisconnect
+from causerie.web.delivery import Resumed
 from causerie.web.requests import header, owner_of
-from causerie.web.response_session import Resumed, Terms
+from causerie.web.response_session import Terms
 from causerie.web.response_socket import ResponseSockets
 from causerie.web.streams import wanted_on_disconnect
 from causerie.wire.fields import query_pairs

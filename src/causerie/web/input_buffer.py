@@ -28,14 +28,15 @@ class InputBuffer:
         self._typing: Typing | None = None
 
     async def open(self, call: ResponseCall, history: Sequence[Item] | None) -> None:
-        """Begin the message that ``call`` is to end with. Raises what ``Archive.history`` raises."""
+        """Begin the message that ``call`` is to end with. Raises what ``Archive.history`` raises, or TypedTextLimit."""
         if history is None:
             history = await self._archive.history(self._owner, call)
         prompt = replace(call, input=(*call.input, Item("", "user", ""))).prompt(history)
-        self._typing = self._service.typing(prompt, on_prefilled=self._on_prefilled)
+        beside = sum(len(item.text) for item in call.input) + len(call.instructions or "")
+        self._typing = self._service.typing(prompt, owner=self._owner, beside=beside, on_prefilled=self._on_prefilled)
 
     def append(self, text: str) -> None:
-        """Raises RequestTooLarge, and then adds nothing."""
+        """Raises RequestTooLarge or TypedTextLimit, and then adds nothing."""
         if self._typing is not None:
             self._typing.append(text)
 

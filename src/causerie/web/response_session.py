@@ -9,18 +9,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
-from causerie.chat.archive import Archive, Stream
+from causerie.chat.archive import Archive
 from causerie.chat.log import EventReader
 from causerie.chat.records import Status, outcome_of
 from causerie.chat.service import ChatService
 from causerie.errors import CauserieError, RequestTooLarge, ShuttingDown
-from causerie.types import CancelCause, OnDisconnect
+from causerie.types import OnDisconnect
+from causerie.web.delivery import Delivery, Resumed
 from causerie.web.errors import meaning
 from causerie.web.input_buffer import InputBuffer
 from causerie.web.openai import PARSE_INLINE, limits_of
@@ -32,7 +33,7 @@ from causerie.wire.chat_socket import close_reason
 from causerie.wire.response_socket import ResponseSocket
 from causerie.wire.responses_events import ResponseEvents
 from causerie.wire.socket_events import Append, Clear, Commit, Reading, Truncate
-from causerie.wire.socket_lane import Action, Begin, Open, Stop
+from causerie.wire.socket_lane import Acknowledge, Action, Begin, Open, Stop
 
 logger = logging.getLogger("causerie.web")
 
@@ -53,16 +54,6 @@ class Terms:
     interrupting: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Resumed:
-    """A response that is being generated, or was, and how much of it the client has."""
-
-    stream: Stream
-    events: ResponseEvents
-    position: int
-    """Of the log's event that ``events`` go on behind."""
-
-
 class ResponseSession:
     """One accepted socket. ``run`` it in the connection's own task."""
 
@@ -81,7 +72,7 @@ class ResponseSession:
         self._sending = asyncio.Lock()
         self._tasks: set[asyncio.Task[object]] = set()
         self._readers: set[EventReader] = set()
-        self._stops: dict[str | None, Callable[[CancelCause], None]] = {}
+        self._deliveries: dict[str | None, Delivery] = {}
         self._input = InputBuffer(service, archive, self._owner, self._on_prefilled)
         self._prefilled: tuple[int, int] | None = None
         self._closed = False
@@ -149,9 +140,17 @@ class ResponseSession:
                 case Begin():
                     self._spawn(self._answering(self._answer(action)))
                 case Stop(lane, cause):
-                    self._stops[lane](cause)
+                    self._deliveries[lane].stop(cause)
+                case Acknowledge():
+                    await self._acknowledge(action)
                 case _:
                     await self._edit(action)
+
+    async def _acknowledge(self, action: Acknowledge) -> None:
+        try:
+            self._deliveries[action.lane].acknowledge(action.shown)
+        except CauserieError as error:
+            await self.send(self._socket.error(error, action.lane).text)
 
     def _spawn(self, work: Coroutine[Any, Any, object]) -> None:
         task = asyncio.create_task(work)
@@ -182,19 +181,21 @@ class ResponseSession:
             record, log, history = live
             names = None if call.sampling.logprobs is None else self._service.text
             events = ResponseEvents(record, ended=lambda: log.ended_at, logprobs=names)
-            end = await self._send_events(lane, record.id, events, log.reader(), log.cancel)
+            end = await self._send_events(lane, Delivery(record, log, log.cancel), events, log.reader())
             outcome = outcome_of(log.events, log.ended_at)
             output = None if outcome is None else outcome.item(record.output_id)
             said = [*history, *record.input, *([] if output is None else [output])]
             await self._do(self._socket.ended(lane, end, said))
 
     async def _go_on(self, resumed: Resumed) -> None:
-        id_ = resumed.stream.record.id
-
-        def cancel(cause: CancelCause) -> None:
-            self._spawn(self._stop_stored(id_))
-
-        end = await self._send_events(None, id_, resumed.events, resumed.stream.reader(resumed.position), cancel)
+        record = resumed.stream.record
+        delivery = Delivery(
+            record,
+            self._archive.log(self._owner, record.id),
+            lambda _: self._spawn(self._stop_stored(record.id)),
+            sent=resumed.position,
+        )
+        end = await self._send_events(None, delivery, resumed.events, resumed.stream.reader(resumed.position))
         await self._do(self._socket.ended(None, end, ()))
 
     async def _stop_stored(self, id_: str) -> None:
@@ -202,28 +203,24 @@ class ResponseSession:
             await self._archive.cancel(self._owner, id_)
 
     async def _send_events(
-        self,
-        lane: str | None,
-        id_: str,
-        events: ResponseEvents,
-        reader: EventReader,
-        cancel: Callable[[CancelCause], None],
+        self, lane: str | None, delivery: Delivery, events: ResponseEvents, reader: EventReader
     ) -> Status:
         """Send a response's events to its end, and return how it ended."""
         end = Status.CANCELLED
         self._readers.add(reader)
         try:
-            self._stops[lane] = cancel
-            await self._do(self._socket.created(lane, id_))
+            self._deliveries[lane] = delivery
+            await self._do(self._socket.created(lane, delivery.record.id))
             for event in events.opening():
                 await self.send(self._socket.event(lane, event).text)
             async for numbered in reader:
+                delivery.sent = numbered.number
                 for event in events.encode(numbered):
                     await self.send(self._socket.event(lane, event).text)
                 outcome = outcome_of((numbered.event,), 0.0)
                 end = end if outcome is None else outcome.status
         finally:
-            self._stops.pop(lane, None)
+            self._deliveries.pop(lane, None)
             self._readers.discard(reader)
             await reader.aclose()
         return end

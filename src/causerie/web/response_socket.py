@@ -9,9 +9,10 @@ from starlette.types import Receive, Scope, Send
 from causerie.chat.archive import Archive
 from causerie.chat.service import ChatService
 from causerie.errors import ShuttingDown
+from causerie.web.delivery import Resumed
 from causerie.web.errors import ForeignOrigin
 from causerie.web.requests import same_origin
-from causerie.web.response_session import ResponseSession, Resumed, Terms
+from causerie.web.response_session import ResponseSession, Terms
 from causerie.web.streams import wanted_on_disconnect
 from causerie.wire.fields import QueryFields, query_pairs
 

@@ -17,6 +17,7 @@ from causerie.web.openai import EVENT_STREAM_HEADERS, PARSE_INLINE, limits_of
 from causerie.web.requests import ClientGone, header, id_header, owner_of, read_body, send_json
 from causerie.web.streams import StreamedAnswer, leave_with_client, wanted_on_disconnect
 from causerie.wire import sse
+from causerie.wire.acknowledgement import acknowledge, parse_acknowledgement
 from causerie.wire.fields import query_pairs
 from causerie.wire.idempotency import check_same, response_id
 from causerie.wire.items import item_list
@@ -63,6 +64,13 @@ class Responses:
     async def cancel(self, scope: Scope, receive: Receive, send: Send) -> None:
         record = await self._archive.cancel(owner_of(scope), scope["path_params"]["id"])
         await send_json(response_object(record), scope, receive, send)
+
+    async def acknowledge(self, scope: Scope, receive: Receive, send: Send) -> None:
+        shown = parse_acknowledgement(await read_body(scope, receive, self._service.settings))
+        owner, id_ = owner_of(scope), scope["path_params"]["id"]
+        stream, log = await self._archive.find(owner, id_), self._archive.log(owner, id_)
+        text_end = acknowledge(shown, stream.record, log, len(stream.history))
+        await send_json({"id": id_, "object": "response.ack", "text_end": text_end}, scope, receive, send)
 
     async def delete(self, scope: Scope, receive: Receive, send: Send) -> None:
         id_ = scope["path_params"]["id"]

@@ -91,7 +91,8 @@ class Textbot:
         if body.ended:
             return parse_textbot(query, content_type, first, limits)
         call, text = parse_streamed(query, content_type, limits), StreamedText()
-        with closing(self._service.typing(call.prompt, limit=self._service.settings.max_body_bytes)) as typing:
+        most, owner = self._service.settings.max_body_bytes, owner_of(scope)
+        with closing(self._service.typing(call.prompt, owner=owner, limit=most)) as typing:
             typing.append(text.feed(first))
             async for piece in body:
                 typing.append(text.feed(piece, last=body.ended))

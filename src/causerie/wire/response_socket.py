@@ -27,8 +27,8 @@ from causerie.types import CancelCause
 from causerie.wire.kept_answers import KeptAnswers
 from causerie.wire.responses_events import StreamEvent
 from causerie.wire.responses_request import ResponseCall
-from causerie.wire.socket_events import Append, Bad, Cancel, Clear, ClientEvent, Commit, Create, Steer, Truncate
-from causerie.wire.socket_lane import Action, Begin, Lane, Open, Send, State, Stop
+from causerie.wire.socket_events import Ack, Append, Bad, Cancel, Clear, ClientEvent, Commit, Create, Steer, Truncate
+from causerie.wire.socket_lane import Acknowledge, Action, Begin, Lane, Open, Send, State, Stop
 
 MAX_LANES = 32
 """With a name, for as long as the socket is open; the API's own number."""
@@ -74,6 +74,8 @@ class ResponseSocket:
                     return self._steer(event)
                 case Cancel():
                     return self._cancel(event)
+                case Ack(response, shown):
+                    return [Acknowledge(self._lane_of(response).name, shown)]
                 case Bad(error, _):
                     return [self.error(error, name)]
                 case _:
@@ -236,16 +238,19 @@ class ResponseSocket:
         steers, lane.steers = lane.steers, []
         return [self._steer_failed(steer, lane, code, message, id_) for id_, steer in steers]
 
+    def _lane_of(self, response: str) -> Lane:
+        """The one that it is being answered on. Raises ResponseNotFound, or ResponseNotActive where it has ended."""
+        lane = next((each for each in self._lanes.values() if each.response == response), None)
+        if lane is None and response in self._ended:
+            raise ResponseNotActive("This response has ended.", param="response_id")
+        if lane is None:
+            raise ResponseNotFound(
+                f"No response {response[:64]!r} is being generated on this socket.", param="response_id"
+            )
+        return lane
+
     def _cancel(self, event: Cancel) -> list[Action]:
-        lanes = self._lanes.values()
-        if event.response is None:
-            lane = self._lanes.get(event.lane)
-        else:
-            lane = next((each for each in lanes if each.response == event.response), None)
-            if lane is None and event.response not in self._ended:
-                raise ResponseNotFound(
-                    f"No response {event.response[:64]!r} is being generated on this socket.", param="response_id"
-                )
+        lane = self._lanes.get(event.lane) if event.response is None else self._lane_of(event.response)
         if lane is None or lane.state is State.IDLE:
             raise ResponseNotActive("Nothing is being generated there.", param="response_id")
         creating, lane.stopped = lane.state is State.CREATING, True

@@ -26,6 +26,7 @@ import orjson
 from causerie.chat.log import Numbered
 from causerie.chat.records import Item, ItemStatus, ResponseRecord, Status, outcome_of
 from causerie.errors import CauserieError, InvalidRequest
+from causerie.text.turns import agreeing
 from causerie.types import (
     Event,
     Failed,
@@ -92,7 +93,7 @@ class ResponseEvents:
         left to ``opening`` and to the events behind the returned number. Raises InvalidRequest for a number that has
         not been given yet.
         """
-        last = _last_number(len(history), history[-1]) if history else 0
+        last = last_number(len(history), history[-1]) if history else 0
         if after > last:
             raise InvalidRequest(
                 f"'starting_after' is {after}, but this response's last event so far is number {last}.",
@@ -101,7 +102,7 @@ class ResponseEvents:
         self._after = after
         position = 0
         for number, event in enumerate(history, 1):
-            if _last_number(number, event) > after:
+            if last_number(number, event) > after:
                 break
             position = number
             self._take(event)
@@ -187,10 +188,10 @@ class ResponseEvents:
         yield _event(number + 2, "response.content_part.added", self._place | {"part": text_part("")})
 
     def _end(self, number: int, event: Finished | Failed) -> Iterator[StreamEvent]:
-        text = "".join(self._text)
-        outcome = outcome_of((TextDelta((Part(0, text, 0),)), event), self._ended())
+        outcome = outcome_of((TextDelta((Part(0, "".join(self._text), 0),)), event), self._ended())
         assert outcome is not None  # The event is a log's last.
-        logprobs = [] if self._names is None else token_logprobs(self._names, self._logprobs)
+        text = outcome.text
+        logprobs = self._logprobs_of(text, all_of_it=event.kept is None)
         if self._started:
             status: ItemStatus = "completed" if outcome.status is Status.COMPLETED else "incomplete"
             item = item_object(Item(self._record.output_id, "assistant", text, status), logprobs)
@@ -200,6 +201,14 @@ class ResponseEvents:
             yield _event(number + 4, "response.output_item.done", {"output_index": 0, "item": item})
         response = response_object(replace(self._record, outcome=outcome), logprobs=logprobs)
         yield _event(number + 5, _TERMINALS[outcome.status], {"response": response})
+
+    def _logprobs_of(self, text: str, *, all_of_it: bool) -> list[dict[str, object]]:
+        if self._names is None:
+            return []
+        tokens = self._logprobs
+        if not all_of_it:
+            tokens = tokens[: agreeing([token.id for token in tokens], text, self._names.token_bytes)[0]]
+        return token_logprobs(self._names, tokens)
 
     def _lifecycle(
         self, number: int, type_: str, status: Status, more: Mapping[str, object] | None = None
@@ -222,7 +231,12 @@ def _event(number: int, type_: str, members: dict[str, object]) -> StreamEvent:
     return StreamEvent(number, type_, sse.one_line(orjson.dumps(body)))
 
 
-def _last_number(number: int, event: Event) -> int:
+def log_number(number: int) -> int:
+    """The log's number of the last text that a client can have who has the event of this sequence number."""
+    return max(0, number - 2)
+
+
+def last_number(number: int, event: Event) -> int:
     """The highest sequence number that the log's event ``number`` can have."""
     match event:
         case Started() | TextDelta():

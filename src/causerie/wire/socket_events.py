@@ -1,7 +1,7 @@
 """What clients send on a Responses socket: text frames, each one JSON object with a ``type``, parsed into valid events.
 
-``response.create``, ``response.steer`` and ``stream_id`` are the API's WebSocket mode; ``response.cancel`` and
-``input_text_buffer.*`` are ours, in the manner of the API's Realtime sockets.
+``response.create``, ``response.steer`` and ``stream_id`` are the API's WebSocket mode; ``response.cancel``,
+``response.ack`` and ``input_text_buffer.*`` are ours, in the manner of the API's Realtime sockets.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TypeAlias
 
 from causerie.chat.records import Item
 from causerie.errors import CauserieError, InvalidRequest, InvalidStreamId, UnsupportedParameter
+from causerie.wire.acknowledgement import FIELDS, Shown, take_shown
 from causerie.wire.fields import MAX_SHOWN, Fields, kind, parse_object, shown
 from causerie.wire.items import new_item_id, parse_items
 from causerie.wire.queries import MAX_ID_LENGTH
@@ -52,6 +53,14 @@ class Cancel:
 
 
 @dataclass(frozen=True, slots=True)
+class Ack:
+    """``response.ack``"""
+
+    response: str
+    shown: Shown
+
+
+@dataclass(frozen=True, slots=True)
 class Append:
     """``input_text_buffer.append``. ``opening`` is what the buffer's text will be the last message of."""
 
@@ -84,7 +93,7 @@ class Bad:
     lane: str | None
 
 
-ClientEvent: TypeAlias = Create | Steer | Cancel | Append | Truncate | Clear | Commit | Bad
+ClientEvent: TypeAlias = Create | Steer | Cancel | Ack | Append | Truncate | Clear | Commit | Bad
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +182,14 @@ class Reading:
             raise InvalidRequest("Give 'response_id' or 'stream_id', not both.", param="stream_id")
         return Cancel(response, lane)
 
+    def _ack(self, lane: str | None, values: dict[str, object]) -> Ack:
+        fields = Fields(values)
+        response, shown = fields.text("response_id", MAX_ID_LENGTH), take_shown(fields)
+        fields.finish(("response_id", *FIELDS))
+        if response is None:
+            raise InvalidRequest("'response_id' is missing: the response that was shown.", param="response_id")
+        return Ack(response, shown)
+
     def _append(self, lane: str | None, values: dict[str, object]) -> Append:
         fields = Fields(values)
         text, response = fields.text("text", MAX_TEXT), fields.take("response")
@@ -215,6 +232,7 @@ _PARSERS: Mapping[str, Callable[[Reading, str | None, dict[str, object]], Client
     "response.create": Reading._create,
     "response.steer": Reading._steer,
     "response.cancel": Reading._cancel,
+    "response.ack": Reading._ack,
     "input_text_buffer.append": Reading._append,
     "input_text_buffer.truncate": Reading._truncate,
     "input_text_buffer.clear": Reading._clear,

@@ -10,6 +10,7 @@ from typing import TypeAlias
 
 from causerie.chat.records import Item
 from causerie.types import CancelCause
+from causerie.wire.acknowledgement import Shown
 from causerie.wire.responses_request import ResponseCall
 from causerie.wire.socket_events import Append, Clear, Commit, Steer, Truncate
 
@@ -59,6 +60,14 @@ class Stop:
 
 
 @dataclass(frozen=True, slots=True)
+class Acknowledge:
+    """The client has shown so much of the lane's response."""
+
+    lane: str | None
+    shown: Shown
+
+
+@dataclass(frozen=True, slots=True)
 class Open:
     """Open an input buffer for the message that ``call`` is to end with."""
 
@@ -66,7 +75,7 @@ class Open:
     history: Sequence[Item] | None = None
 
 
-Action: TypeAlias = Send | Begin | Stop | Open | Append | Truncate | Clear | Commit
+Action: TypeAlias = Send | Begin | Stop | Acknowledge | Open | Append | Truncate | Clear | Commit
 
 
 @dataclass(slots=True)

@@ -40,7 +40,7 @@ EVENT: st.SearchStrategy[Event] = st.one_of(
     st.builds(Queued, COUNT),
     st.builds(PrefillProgress, COUNT, COUNT),
     st.builds(Started, COUNT, st.integers(0, 9)),
-    st.builds(TextDelta, st.lists(PART, min_size=1, max_size=3).map(tuple)),
+    st.builds(TextDelta, st.lists(PART, min_size=1, max_size=3).map(tuple), st.none() | COUNT),
 )
 END: st.SearchStrategy[Event] = st.sampled_from(ENDS).map(lambda why: Finished((why,), Usage(1, 2, None)))
 BATCHES = st.lists(st.lists(EVENT, max_size=4), max_size=5)

@@ -1,12 +1,15 @@
 """The product on Ray Serve beside ``causerie serve``, how it grows with engines, and the tutorial's design.
 
-- *product*: one engine replica behind Ray's Python proxy, and behind its HAProxy front, each beside the embedded server
-  in alternation; what the processor does per token in Ray's proxy, the ingress and the engine;
+- *product*: one engine replica behind Ray's Python proxy (as it is, and with ``RAY_SERVE_PROXY_USE_GRPC=1``), and
+  behind its HAProxy front, each beside the embedded server in alternation; what the processor does per token in Ray's
+  proxy, the ingress and the engine;
+- *front*: what comes first of an application that does nothing but answer, behind the same fronts: what no
+  application on Ray Serve can be faster than;
 - *engines*: tokens/s with 1, 2 and 4 engine replicas, each a scripted engine of a fixed pace, so that the model is not
   what limits;
 - *tutorial*: the tutorial's Textbot, and how long the client that is served last waits for its first text.
 
-It starts a Ray of its own; let no other run on the machine. Three rounds take about six minutes.
+It starts a Ray of its own; let no other run on the machine. Three rounds take about ten minutes.
 """
 
 from __future__ import annotations
@@ -29,10 +32,33 @@ from benchmarks.server import Server, cpu_of
 TOKENS = 64
 ROLES = {
     "proxy": ("ray::ProxyActor", "ray::HAProxyManager", "haproxy"),
-    "ingress": ("ray::ServeReplica:default:Ingress",),
+    "ingress": ("ray::ServeReplica:default:Ingress", "ray::ServeReplica:default:Bare"),
     "engine": ("ray::ServeReplica:default:Engine",),
 }
-_HAPROXY = {"RAY_SERVE_ENABLE_HA_PROXY": "1"}
+FRONTS: dict[str, dict[str, str]] = {
+    "Python proxy": {},
+    "Python proxy, gRPC": {"RAY_SERVE_PROXY_USE_GRPC": "1"},
+    "HAProxy": {"RAY_SERVE_ENABLE_HA_PROXY": "1"},
+}
+_BARE = {"bare": True}
+
+
+class Bare:
+    """A deployment that answers every request with some text at once."""
+
+    def __serve_build_asgi_app__(self) -> Any:
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            if scope["type"] == "lifespan":
+                for phase in ("startup", "shutdown"):
+                    await receive()
+                    await send({"type": f"lifespan.{phase}.complete"})
+                return
+            await receive()
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]})
+            await send({"type": "http.response.body", "body": b"Yes.", "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+        return app
 
 
 def on_ray(arguments: Mapping[str, Any], environment: Mapping[str, str] | None = None) -> Server:
@@ -52,7 +78,8 @@ def serve(port: int, arguments: Mapping[str, Any]) -> None:
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         ray.init("local", num_cpus=8, include_dashboard=False, _temp_dir=folder, log_to_driver=False)
         ray_serve.start(http_options={"host": "127.0.0.1", "port": port})
-        ray_serve.run(build(arguments))
+        bare = ray_serve.deployment(max_ongoing_requests=1000)(ray_serve.ingress(None)(Bare))
+        ray_serve.run(bare.bind() if arguments == _BARE else build(arguments))
         signal.sigwait({signal.SIGTERM})
         ray_serve.shutdown()
         ray.shutdown()
@@ -74,7 +101,7 @@ def cpu_by_role() -> dict[str, float]:
 
 def product(rounds: int) -> tuple[str, dict[str, Any]]:
     rows: list[tuple[str | int | float, ...]] = []
-    for front, environment in (("Python proxy", {}), ("HAProxy", _HAPROXY)):
+    for front, environment in FRONTS.items():
         with on_ray({"engines": 1}, environment) as server, Server.causerie() as embedded:
             for streams in (1, 16):
                 ours, ray = alternate(embedded.target, server.target, streams, rounds)
@@ -100,6 +127,23 @@ def _product_row(
         *(front, streams, ours.rate, ray.rate, f"{ray.rate / ours.rate:.2f}", spread(pairs)),
         *(ray.first_ms(0.5) - ours.first_ms(0.5), *(round(used[role]) for role in ROLES)),
     )
+
+
+def front(rounds: int) -> tuple[str, dict[str, Any]]:
+    rows: list[tuple[str | int | float, ...]] = []
+    for name, environment in FRONTS.items():
+        with on_ray(_BARE, environment) as server:
+            for streams in (1, 16):
+                load.run_textbot(server.target, prompts.distinct(streams, 0), 1)
+                before = cpu_by_role()
+                runs = [load.run_textbot(server.target, prompts.distinct(streams, 1), 1) for _ in range(10 * rounds)]
+                first = [1000 * seconds for run in runs for seconds in run.first]
+                used = {role: 1000 * (after - before[role]) / len(first) for role, after in cpu_by_role().items()}
+                rows.append(
+                    (name, streams, statistics.median(first), percentile(first, 0.99), used["proxy"], used["ingress"])
+                )
+    headers = ("front", "streams", "first p50, ms", "p99", "proxy CPU, ms per request", "replica")
+    return table(headers, rows), {"rows": [dict(zip(headers, row, strict=True)) for row in rows]}
 
 
 def engines(rounds: int) -> tuple[str, dict[str, Any]]:
@@ -144,7 +188,7 @@ def tutorial(rounds: int) -> tuple[str, dict[str, Any]]:
     return table(headers, rows), {"rows": [dict(zip(headers, row, strict=True)) for row in rows]}
 
 
-PARTS = {"product": product, "engines": engines, "tutorial": tutorial}
+PARTS = {"product": product, "front": front, "engines": engines, "tutorial": tutorial}
 
 
 def main() -> None:

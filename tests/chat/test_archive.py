@@ -16,7 +16,7 @@ from causerie.chat.service import ChatService
 from causerie.chat.store import MAX_CHAIN, End, Retention, Write
 from causerie.chat.stores.sqlite import SQLiteStore
 from causerie.config import Settings
-from causerie.errors import InvalidRequest, ResponseNotFound
+from causerie.errors import ConversationBusy, InvalidRequest, ResponseNotFound
 from causerie.types import Finished
 from causerie.wire.responses_request import ResponseCall, parse_response
 from causerie.wire.sampling import Limits
@@ -129,6 +129,21 @@ async def test_a_long_conversation_goes_on_from_its_latest_items(service: ChatSe
     await with_conversation(archive, MAX_CHAIN + 3)
     history = await archive.history("ada", call(conversation="c"))
     assert [item.id for item in (history[0], history[-1])] == ["i3", f"i{MAX_CHAIN + 2}"]
+    await archive.stop()
+
+
+async def test_a_busy_conversation_is_told_in_the_stores_words(service: ChatService) -> None:
+    store = SQLiteStore(":memory:")
+    archive = Archive(service, store, KEEP)
+    await archive.start()
+    await with_conversation(archive)
+    live = await archive.create("ada", call(conversation="c"), id_="r")
+    with pytest.raises(ConversationBusy) as here:
+        await archive.create("ada", call(conversation="c"))
+    with pytest.raises(ConversationBusy) as there:
+        await store.begin(replace(live.record, id="other"))
+    assert here.value.message == there.value.message
+    await archive.delete("ada", "r")
     await archive.stop()
 
 

@@ -21,13 +21,9 @@ from causerie.chat.response import Turn
 from causerie.chat.service import ChatService
 from causerie.chat.store import Retention, Store
 from causerie.chat.stored_reader import Kept
+from causerie.chat.stores import refusals
 from causerie.chat.sweeper import Sweeper
-from causerie.errors import (
-    ConversationBusy,
-    ConversationNotFound,
-    PreviousResponseRunning,
-    ResponseNotFound,
-)
+from causerie.errors import PreviousResponseRunning, ResponseNotFound
 from causerie.types import CancelCause, GenerationRequest, OnDisconnect, PrefillProgress, Started
 
 
@@ -131,7 +127,7 @@ class Archive:
         key = owner, wanted.conversation
         if wanted.conversation is not None:
             if key in self._conversations:
-                raise _busy(wanted.conversation)
+                raise refusals.busy(wanted.conversation)
             self._conversations.add(key)
         try:
             live, recording = await self._create(owner, id_, wanted, history, lambda: self._conversations.discard(key))
@@ -236,15 +232,13 @@ class Archive:
         # It may have answered already.
         before = [item.id for item in page.items if item.id != live.record.output_id]
         if before[:1] != [item.id for item in live.history[-1:]]:
-            raise _busy(conversation)
+            raise refusals.busy(conversation)
 
     async def history(self, owner: str, wanted: Wanted) -> list[Item]:
         """The items that a response continues. Raises what ``create`` raises for its previous one or conversation."""
         if wanted.conversation is not None:
             if await self.store.conversation(owner, wanted.conversation) is None:
-                raise ConversationNotFound(
-                    f"There is no conversation {wanted.conversation[:64]!r}.", param="conversation"
-                )
+                raise refusals.no_conversation(wanted.conversation)
             return (await self.store.items(owner, wanted.conversation, newest_first=True)).items[::-1]
         if wanted.previous is None:
             return []
@@ -288,10 +282,3 @@ async def _read_out(reader: EventReader) -> None:
 
 def _no_response(id_: str) -> ResponseNotFound:
     return ResponseNotFound(f"There is no response {id_[:64]!r}.", param="response_id")
-
-
-def _busy(conversation: str) -> ConversationBusy:
-    return ConversationBusy(
-        f"Another response of the conversation {conversation[:64]!r} is being generated. Try again when it has ended.",
-        param="conversation",
-    )

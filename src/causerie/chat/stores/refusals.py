@@ -1,4 +1,4 @@
-"""What every store says when it refuses something: one wording, whatever the medium."""
+"""What is said when something stored is refused: one wording, whatever the medium, and whoever sees it first."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ from causerie.web.openai import EVENT_STREAM_HEADERS, PARSE_INLINE, limits_of
 from causerie.web.requests import ClientGone, header, id_header, owner_of, read_body, send_json
 from causerie.web.streams import StreamedAnswer, leave_with_client, wanted_on_disconnect
 from causerie.wire import sse
+from causerie.wire.disconnect import check_in_background
 from causerie.wire.fields import query_pairs
 from causerie.wire.idempotency import check_same, response_id
 from causerie.wire.items import item_list
@@ -35,8 +36,11 @@ class Responses:
 
     async def create(self, scope: Scope, receive: Receive, send: Send) -> None:
         call = await self._parse(await read_body(scope, receive, self._service.settings))
-        if call.on_disconnect is None and not call.background:
-            call = replace(call, on_disconnect=wanted_on_disconnect(scope, None))
+        if call.on_disconnect is None and header(scope, b"x-on-disconnect") is not None:
+            wanted = wanted_on_disconnect(scope, None)
+            if call.background:
+                check_in_background(wanted, "X-On-Disconnect")
+            call = replace(call, on_disconnect=wanted)
         stream = await self._begin(owner_of(scope), call, header(scope, b"idempotency-key"))
         if call.stream:
             logprobs = None if call.sampling.logprobs is None else self._service.text

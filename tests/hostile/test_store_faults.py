@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import signal
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+from websockets.sync.client import connect
+from websockets.sync.connection import Connection
 
 from tests.cli.command import SCRIPTED, causerie, one_line
 from tests.support.process import ServeProcess, serve_process
 from tests.support.served import chat_body, until
-from tests.support.stored import Stream, Streaming, ask, made, read_again, said
+from tests.support.stored import TERMINALS, Stream, Streaming, ask, made, read_again, said
 
 pytestmark = pytest.mark.slow
 LONG = "x" * 1500
@@ -34,6 +38,16 @@ def start_fails(path: Path) -> str:
     *introduction, error = done.stderr.splitlines(keepends=True)
     assert not [line for line in introduction if line.startswith((b"causerie:", b"Traceback", b" "))]
     return one_line(error)
+
+
+def answering(socket: Connection, text: str, **fields: Any) -> Iterator[dict[str, Any]]:
+    """The frames that answer it, to the one that ends it."""
+    socket.send(json.dumps({"type": "response.create", "input": text} | fields))
+    kind = ""
+    while kind not in (*TERMINALS, "error"):
+        frame = json.loads(socket.recv(timeout=30))
+        kind = frame["type"]
+        yield frame
 
 
 def check_file(path: Path) -> None:
@@ -168,8 +182,19 @@ def test_a_file_that_was_deleted_is_told_and_a_restart_begins_anew(tmp_path: Pat
     with serve_process("--store", str(path)) as server:
         running = Streaming(server, input=LONG)
         running.begun()
-        for file in tmp_path.iterdir():
-            file.unlink()
+        host, port = server.address
+        with connect(f"ws://{host}:{port}/v1/responses") as socket:
+            frames = answering(socket, LONG)
+            while next(frames)["type"] != "response.output_text.delta":
+                pass
+            for file in tmp_path.iterdir():
+                file.unlink()
+            *_, last = frames
+            assert last["type"] == "response.failed" and last["response"]["error"]["type"] == "store_unavailable"
+            *_, refused = answering(socket, "Hi")
+            assert refused["error"]["code"] == "store_unavailable"
+            *_, last = answering(socket, "Hi", store=False)
+            assert last["type"] == "response.completed"
         check_broken_off(running.finish(), "store_unavailable")
         assert "Restart the server" in running.stream.end["error"]["message"]
         check_others_are_served(server)

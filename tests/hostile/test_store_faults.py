@@ -29,6 +29,8 @@ BULKY = {
     "max_output_tokens": 1,
 }
 """Kept whole, however little of it the model reads."""
+RUNNING = BULKY | {"background": True, "max_output_tokens": 4000, "ignore_eos": True}
+"""Goes on for half a minute."""
 
 
 def start_fails(path: Path) -> str:
@@ -114,26 +116,29 @@ def test_a_second_server_is_kept_out_and_the_first_does_not_notice(tmp_path: Pat
         assert running.finish().end["status"] == "completed"
 
 
-def test_a_full_store_refuses_by_name_and_takes_more_when_there_is_room(tmp_path: Path) -> None:
+def test_a_full_store_lets_the_oldest_go_and_refuses_by_name_where_none_may(tmp_path: Path) -> None:
     path = tmp_path / "responses.sqlite3"
     with serving(path, "--store-max-gib", "0.0009765625") as server:
+        first, *_, last = [made(server, "/v1/responses", **BULKY)["id"] for _ in range(25)]
+        assert ask(server, "GET", f"/v1/responses/{first}").status == 404
+        assert ask(server, "GET", f"/v1/responses/{last}").status == 200
         talk = made(server, "/v1/conversations")["id"]
-        kept = []
-        while (answer := ask(server, "POST", "/v1/responses", BULKY)).status == 200:
-            kept.append(answer.json()["id"])
+        running = [Streaming(server, input=LONG), Streaming(server, input=LONG, conversation=talk)]
+        for stream in running:
+            stream.begun()
+        bulky = []
+        while (answer := ask(server, "POST", "/v1/responses", RUNNING)).status == 200:
+            bulky.append(answer.json()["id"])
         assert answer.status == 507 and answer.error["code"] == "store_full"
         check_others_are_served(server)
-        assert ask(server, "DELETE", f"/v1/responses/{kept.pop()}").status == 200
-        streams = [Streaming(server, input=LONG) for _ in range(23)]
-        streams.append(Streaming(server, input=LONG, conversation=talk))
-        failed = [stream.finish() for stream in streams]
-        for stream in failed:
-            check_broken_off(stream, "store_full")
+        failed = [stream.finish() for stream in running]
+        for each in failed:
+            check_broken_off(each, "store_full")
         assert ask(server, "POST", "/v1/responses", {"input": "Hi", "conversation": talk}).status in (409, 507)
-        for id_ in kept:
+        for id_ in bulky:
             assert ask(server, "DELETE", f"/v1/responses/{id_}").status == 200
-        for stream in failed:
-            check_kept_as_failed(server, stream)
+        for each in failed:
+            check_kept_as_failed(server, each)
         assert made(server, "/v1/responses", input="Hi", conversation=talk)["status"] == "completed"
 
 

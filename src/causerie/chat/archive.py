@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 from causerie.chat.journal import Journal, Recording
 from causerie.chat.log import EventReader, Numbered, ResponseLog
@@ -25,6 +25,8 @@ from causerie.chat.stores import refusals
 from causerie.chat.sweeper import Sweeper
 from causerie.errors import PreviousResponseRunning, ResponseNotFound
 from causerie.types import CancelCause, GenerationRequest, OnDisconnect, PrefillProgress, Started
+
+T = TypeVar("T")
 
 
 class Wanted(Protocol):
@@ -92,12 +94,12 @@ class Archive:
     def __init__(self, service: ChatService, store: Store, retention: Retention) -> None:
         self.store = store
         self._service = service
-        self._journal = Journal(store)
+        self._sweeper = Sweeper(store, retention)
+        self._journal = Journal(store, self._sweeper)
         self._runner = uuid.uuid4().hex
         self._memory = Memory()
         self._live: dict[tuple[str, str], Live] = {}
         self._conversations: set[tuple[str, str | None]] = set()
-        self._sweeper = Sweeper(store, retention)
 
     async def start(self) -> None:
         """Open the store. Raises StoreError."""
@@ -109,6 +111,10 @@ class Archive:
         await self._sweeper.stop()
         await self._journal.settle()
         await self.store.close()
+
+    async def keep(self, write: Callable[[], Awaitable[T]]) -> T:
+        """Do what adds to the store; where that is full, what may be removed goes first."""
+        return await self._sweeper.with_room(write)
 
     async def create(
         self, owner: str, wanted: Wanted, *, id_: str | None = None, history: Sequence[Item] | None = None

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from causerie.chat.log import ResponseLog
 from causerie.chat.records import ResponseRecord, outcome_of
 from causerie.chat.store import Append, End, Store, Write
+from causerie.chat.sweeper import Sweeper
 from causerie.errors import CauserieError, StoreError
 from causerie.types import Event, Failed, Finished
 
@@ -59,7 +60,8 @@ class Recording:
 
     async def _begin(self, log: ResponseLog) -> None:
         try:
-            await self._journal._store.begin(self.record)
+            journal = self._journal
+            await journal._sweeper.with_room(lambda: journal._store.begin(self.record))
         except BaseException as error:
             self._held = []
             log.break_off(error if isinstance(error, CauserieError) else StoreError("It could not be kept."))
@@ -77,10 +79,11 @@ class _Entry(NamedTuple):
 
 
 class Journal:
-    """Belongs to one event loop and writes to one store, a transaction at a time."""
+    """Belongs to one event loop and writes to one store, a transaction at a time; ``sweeper`` makes room there."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, sweeper: Sweeper) -> None:
         self._store = store
+        self._sweeper = sweeper
         self._pending: list[_Entry] = []
         self._beginning: set[asyncio.Task[None]] = set()
         self._writing: asyncio.Task[None] | None = None
@@ -146,7 +149,8 @@ class Journal:
 
     async def _commit(self, batch: list[_Entry]) -> None:
         try:
-            await self._store.write([entry.write for entry in batch])
+            writes = [entry.write for entry in batch]
+            await self._sweeper.with_room(lambda: self._store.write(writes))
         except Exception as error:
             if not isinstance(error, StoreError):
                 logger.exception("the store failed in an unforeseen way")

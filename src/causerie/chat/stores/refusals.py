@@ -39,11 +39,6 @@ def no_previous(id_: str) -> PreviousResponseNotFound:
     )
 
 
-def ended_elsewhere() -> StoreError:
-    """Of a process that was thought gone (``Store.write``)."""
-    return StoreError("This answer was ended in the store while its server did not respond.")
-
-
 def closed() -> StoreError:
     return StoreError("The store is not open.")
 

@@ -13,7 +13,7 @@ import orjson
 from causerie.chat.event_codec import decode, encode
 from causerie.chat.log import Numbered
 from causerie.chat.records import ConversationRecord, Item, Outcome, ResponseRecord, interruption, outcome_of
-from causerie.chat.store import MAX_CHAIN, Append, End, Page, Retention, Write
+from causerie.chat.store import MAX_CHAIN, Append, End, EndedElsewhere, Page, Retention, Write
 from causerie.chat.stores import refusals
 from causerie.chat.stores.sqlite_rows import RESPONSE, outcome_row, response_row, to_conversation, to_response
 
@@ -60,7 +60,7 @@ def _append(db: Connection, id_: str, number: int, data: bytes) -> None:
     )
     if not done.rowcount and (found := _one(db, "SELECT status FROM response WHERE id = ?", id_)):
         if found[0] is not None:
-            raise refusals.ended_elsewhere()
+            raise EndedElsewhere([id_])
         raise RuntimeError(f"event {number} of response {id_} does not follow the one before it")
 
 

@@ -10,6 +10,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -23,7 +24,7 @@ from causerie.chat.store import Retention, Store
 from causerie.chat.stored_reader import Kept
 from causerie.chat.stores import refusals
 from causerie.chat.sweeper import Sweeper
-from causerie.errors import PreviousResponseRunning, ResponseNotFound
+from causerie.errors import PreviousResponseRunning, RecordUnreadable, ResponseNotFound
 from causerie.types import CancelCause, GenerationRequest, OnDisconnect, PrefillProgress, Started
 
 T = TypeVar("T")
@@ -178,7 +179,8 @@ class Archive:
         """Raises ResponseNotFound. One that runs is stopped first."""
         await self._stop(owner, id_)
         if self.store.shared:
-            await self.cancel(owner, id_)
+            with suppress(RecordUnreadable):
+                await self.cancel(owner, id_)
         if not await self.store.delete_response(owner, id_):
             raise _no_response(id_)
         self._memory.forget(id_)

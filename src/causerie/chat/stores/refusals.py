@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from causerie.chat.event_codec import MALFORMED
 from causerie.errors import (
     ConversationBusy,
     ConversationNotFound,
     DuplicateRequest,
     ItemNotFound,
     PreviousResponseNotFound,
+    RecordUnreadable,
     StoreError,
     StoreFull,
 )
@@ -37,6 +42,18 @@ def no_previous(id_: str) -> PreviousResponseNotFound:
         f"No response with the id {id_!r} was found; it may have been deleted. Send the conversation as input.",
         param="previous_response_id",
     )
+
+
+@contextmanager
+def reading(what: str, id_: str) -> Iterator[None]:
+    """Around what makes a value of stored bytes: ``what`` is the record's kind. Raises RecordUnreadable."""
+    try:
+        yield
+    except MALFORMED as error:
+        raise RecordUnreadable(
+            f"The {what} {id_!r} is damaged in the store, or was written by another version of causerie. Upgrade, or "
+            "delete it."
+        ) from error
 
 
 def closed() -> StoreError:

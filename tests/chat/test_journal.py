@@ -44,7 +44,7 @@ class Disk:
         return 0
 
     async def response(self, owner: str, id_: str) -> ResponseRecord | None:
-        if self.error is not None:
+        if self.error is not None and not isinstance(self.error, StoreFull):  # One that is full can be read.
             raise self.error
         return ResponseRecord(id_, owner, 0.0, "m", {}, (), "msg") if id_ in self.begun else None
 
@@ -234,6 +234,21 @@ async def test_an_end_that_could_not_be_kept_is_kept_once_the_store_takes_it() -
     await journal.repair()
     await journal.settle()
     assert len(disk.committed) == 2 and stored.closed == 1
+
+
+async def test_an_end_that_did_not_fit_is_kept_when_something_may_go() -> None:
+    disk = Disk()
+    journal = journal_on(disk)
+    stored = Stored(journal)
+    await stored.recording.begin(stored.log)
+    disk.error = StoreFull("The store is full.")
+    stored.log.append(delta("lost"))
+    await settle()
+    assert stored.log.closed and stored.closed < 1
+    disk.sweepable = True
+    await journal.repair()
+    assert stored.closed == 1 and len(disk.committed) == 1
+    await journal.settle()
 
 
 async def test_the_store_is_asked_again_by_itself() -> None:

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any, NamedTuple
 
 from causerie.chat.log import ResponseLog
@@ -61,7 +62,7 @@ class Recording:
     async def _begin(self, log: ResponseLog) -> None:
         try:
             journal = self._journal
-            await journal._sweeper.with_room(lambda: journal._store.begin(self.record))
+            await journal._sweeper.with_room(partial(journal._store.begin, self.record))
         except BaseException as error:
             self._held = []
             log.break_off(error if isinstance(error, CauserieError) else StoreError("It could not be kept."))
@@ -114,7 +115,8 @@ class Journal:
                 found = await self._store.response(recording.record.owner, log.id)
                 if found is not None and found.outcome is None:
                     try:
-                        await self._store.write(await self._end_of(recording.record.owner, log))
+                        writes = await self._end_of(recording.record.owner, log)
+                        await self._sweeper.with_room(partial(self._store.write, writes))
                     except StoreError:
                         raise
                     except Exception:  # Asking again would change nothing.
@@ -150,7 +152,7 @@ class Journal:
     async def _commit(self, batch: list[_Entry]) -> None:
         try:
             writes = [entry.write for entry in batch]
-            await self._sweeper.with_room(lambda: self._store.write(writes))
+            await self._sweeper.with_room(partial(self._store.write, writes))
         except EndedElsewhere as error:
             self._pending = [*batch, *self._pending]
             self._lose([entry for entry in batch if entry.log.id in error.responses], error)

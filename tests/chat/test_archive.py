@@ -220,6 +220,17 @@ async def test_all_that_meet_a_full_store_wait_for_one_sweep_and_are_refused_whe
     await archive.stop()
 
 
+async def test_when_it_ended_is_told_to_who_reads_it_while_it_is_deleted(service: ChatService) -> None:
+    archive = Archive(service, SQLiteStore(":memory:"), KEEP)
+    await archive.start()
+    await to_end(await archive.create("ada", call(max_output_tokens=3), id_="r"))
+    stream = await archive.find("ada", "r")
+    assert stream.record.outcome is not None
+    await archive.delete("ada", "r")
+    assert [event async for event in stream.reader(0)] and stream.ended_at() == stream.record.outcome.ended
+    await archive.stop()
+
+
 async def test_a_deleted_response_is_not_read_as_a_stream_either(service: ChatService) -> None:
     archive = Archive(service, SQLiteStore(":memory:"), KEEP)
     await archive.start()

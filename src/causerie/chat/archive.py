@@ -153,8 +153,9 @@ class Archive:
         found = await self.store.response(owner, id_)
         if found is None:
             raise _no_response(id_)
-        kept = Kept(self.store, owner, id_, await self.store.events(owner, id_))
-        return Stream(found, list(kept.events), kept.reader, lambda: kept.ended_at)
+        ended_at = None if found.outcome is None else found.outcome.ended
+        kept = Kept(self.store, owner, id_, await self.store.events(owner, id_), ended_at)
+        return Stream(found, list(kept.events), kept.reader, lambda: kept.ended_at or 0.0)
 
     def running(self, owner: str, conversation: str) -> str | None:
         """The response of the conversation that this process generates now."""

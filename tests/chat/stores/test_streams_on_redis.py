@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from typing import Any
 
 import pytest
@@ -19,8 +19,11 @@ from websockets.typing import Subprotocol
 from causerie.chat.archive import Archive
 from causerie.chat.store import Append, Retention
 from causerie.chat.stores.redis import RedisStore
+from causerie.client.retry import picked_up
+from causerie.client.server import Patience, Server
+from causerie.client.streams import ResponseStream
 from causerie.web.framed_chat import FRAMED
-from tests.chat.stores.samples import ANSWER, conversation, ignore, record
+from tests.chat.stores.samples import ANSWER, conversation, ignore, record, writes
 from tests.support.redis_server import redis_server
 from tests.support.server import running_server
 from tests.support.service import says, service_with
@@ -40,6 +43,16 @@ class Elsewhere:
     async def delete(self) -> str:
         await self._other.delete_response("", "r1")
         return "response_not_found"
+
+    async def say_the_rest(self) -> None:
+        await self._other.write(writes("r1", ANSWER[-1:], before=ANSWER[:-1]))
+
+    async def hang_up_on_followers(self) -> None:
+        redis, followers = self._other._calls.redis, list[str]()
+        while not followers:
+            followers = [client["id"] for client in await redis.client_list() if client["cmd"] == "xread"]
+        for id_ in followers:
+            await redis.client_kill_filter(_id=id_)
 
     async def lose_redis(self) -> str:
         await self._redis.aclose()
@@ -78,6 +91,22 @@ async def test_server_sent_events_end_with_one_error(elsewhere: Elsewhere, fault
     assert isinstance(error, ResponseErrorEvent) and error.code == code
     assert not any(isinstance(event, ResponseErrorEvent) for event in told)
     assert error.sequence_number == told[-1].sequence_number
+
+
+async def test_our_client_comes_back_and_is_told_the_rest(elsewhere: Elsewhere) -> None:
+    server = Server(elsewhere.url, None, Patience())
+    stream = ResponseStream(server, {})
+    stream.id, stream._number, told = "r1", 0, ""
+    cut = False
+    async with asyncio.timeout(30), aclosing(picked_up(stream, server.patience)) as pieces:
+        async for piece in pieces:
+            told += piece
+            if told == "Hé là" and not cut:
+                cut = True
+                await elsewhere.hang_up_on_followers()
+                await elsewhere.say_the_rest()
+    await server.aclose()
+    assert (told, stream.end is not None) == ("Hé là", True)
 
 
 @pytest.mark.parametrize("fault", [Elsewhere.delete, Elsewhere.lose_redis])

@@ -123,7 +123,7 @@ def test_a_full_store_lets_the_oldest_go_and_refuses_by_name_where_none_may(tmp_
         assert ask(server, "GET", f"/v1/responses/{first}").status == 404
         assert ask(server, "GET", f"/v1/responses/{last}").status == 200
         talk = made(server, "/v1/conversations")["id"]
-        endless = {"input": LONG, "max_output_tokens": 6000, "ignore_eos": True}
+        endless: dict[str, Any] = {"input": LONG, "max_output_tokens": 6000, "ignore_eos": True}
         running = [Streaming(server, **endless), Streaming(server, **endless, conversation=talk)]
         for stream in running:
             stream.begun()

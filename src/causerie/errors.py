@@ -144,6 +144,12 @@ class StoreFull(StoreError):
     code = "store_full"
 
 
+class RecordUnreadable(StoreError):
+    """One stored record is damaged, or of another version; the others are there."""
+
+    code = "record_unreadable"
+
+
 class Interrupted(CauserieError):
     """The server ended while it generated this answer; what it had said is kept."""
 

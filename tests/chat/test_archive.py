@@ -6,23 +6,25 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import orjson
 import pytest
 
-from causerie.chat.archive import Archive
+from causerie.chat.archive import Archive, Live
 from causerie.chat.records import ConversationRecord, Item, Outcome, ResponseRecord, Status
 from causerie.chat.service import ChatService
 from causerie.chat.store import MAX_CHAIN, End, Retention, Write
 from causerie.chat.stores.sqlite import SQLiteStore
 from causerie.config import Settings
-from causerie.errors import InvalidRequest, ResponseNotFound
-from causerie.types import Finished
+from causerie.errors import ConversationBusy, InvalidRequest, ResponseNotFound, StoreFull
+from causerie.types import Event, Finished
 from causerie.wire.responses_request import ResponseCall, parse_response
 from causerie.wire.sampling import Limits
-from tests.support.service import endless, service_with, until, until_idle
+from tests.support.service import Permits, endless, service_with, until, until_idle
 
 KEEP = Retention(None, None)
+SIZE = 2**18
 
 
 class SlowToBegin(SQLiteStore):
@@ -129,6 +131,103 @@ async def test_a_long_conversation_goes_on_from_its_latest_items(service: ChatSe
     await with_conversation(archive, MAX_CHAIN + 3)
     history = await archive.history("ada", call(conversation="c"))
     assert [item.id for item in (history[0], history[-1])] == ["i3", f"i{MAX_CHAIN + 2}"]
+    await archive.stop()
+
+
+async def test_a_busy_conversation_is_told_in_the_stores_words(service: ChatService) -> None:
+    store = SQLiteStore(":memory:")
+    archive = Archive(service, store, KEEP)
+    await archive.start()
+    await with_conversation(archive)
+    live = await archive.create("ada", call(conversation="c"), id_="r")
+    with pytest.raises(ConversationBusy) as here:
+        await archive.create("ada", call(conversation="c"))
+    with pytest.raises(ConversationBusy) as there:
+        await store.begin(replace(live.record, id="other"))
+    assert here.value.message == there.value.message
+    await archive.delete("ada", "r")
+    await archive.stop()
+
+
+class Counting(SQLiteStore):
+    """Counts its sweeps, and holds each until the test lets it go."""
+
+    def __init__(self) -> None:
+        super().__init__(":memory:", max_bytes=SIZE + SIZE // 10)
+        self.sweeps = 0
+        self.refusals = 0
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def begin(self, record: ResponseRecord) -> None:
+        try:
+            await super().begin(record)
+        except StoreFull:
+            self.refusals += 1
+            raise
+
+    async def sweep(self, now: float, retention: Retention) -> int:
+        self.sweeps += 1
+        await self.gate.wait()
+        return await super().sweep(now, retention)
+
+
+async def to_end(live: Live) -> Event:
+    async with live.log.reader() as reader:
+        return [event async for _, event in reader][-1]
+
+
+async def test_what_has_ended_makes_room_for_what_begins_and_what_runs(service: ChatService) -> None:
+    archive = Archive(service, Counting(), Retention(None, SIZE))
+    await archive.start()
+    ids = [f"r{number}" for number in range(60)]
+    for id_ in ids:
+        end = await to_end(await archive.create("ada", call(input="x" * 2000, max_output_tokens=200), id_=id_))
+        assert isinstance(end, Finished), end
+    kept = [id_ for id_ in ids if await archive.store.response("ada", id_) is not None]
+    assert 0 < len(kept) < len(ids) and kept == ids[-len(kept) :]
+    for number in range(200):
+        record, items = ConversationRecord(f"c{number}", "ada", time.time()), (Item("i", "user", "x" * 2000),)
+        await archive.keep(partial(archive.store.create_conversation, record, items))
+    assert not await archive.store.response("ada", ids[-1])
+    await archive.stop()
+
+
+async def test_all_that_meet_a_full_store_wait_for_one_sweep_and_are_refused_where_nothing_may_go() -> None:
+    service = service_with(endless, permits=Permits().semaphore)
+    await service.start()
+    store = Counting()
+    archive = Archive(service, store, Retention(None, SIZE))
+    await archive.start()
+
+    async def begin(number: int) -> Live:
+        return await archive.create("ada", call(input="x" * 2000, background=True), id_=f"r{number}")
+
+    with pytest.raises(StoreFull):
+        for number in range(1000):
+            await begin(number)
+    sweeps, refusals = store.sweeps, store.refusals
+    store.gate.clear()
+    many = [asyncio.create_task(begin(number)) for number in range(1000, 1005)]
+    await until(lambda: store.refusals == refusals + 5)
+    assert not any(task.done() for task in many)
+    store.gate.set()
+    assert all(isinstance(each, StoreFull) for each in await asyncio.gather(*many, return_exceptions=True))
+    assert store.sweeps == sweeps + 1
+    await archive.delete("ada", "r0")
+    assert (await begin(1005)).record.id == "r1005"
+    await service.stop()
+    await archive.stop()
+
+
+async def test_when_it_ended_is_told_to_who_reads_it_while_it_is_deleted(service: ChatService) -> None:
+    archive = Archive(service, SQLiteStore(":memory:"), KEEP)
+    await archive.start()
+    await to_end(await archive.create("ada", call(max_output_tokens=3), id_="r"))
+    stream = await archive.find("ada", "r")
+    assert stream.record.outcome is not None
+    await archive.delete("ada", "r")
+    assert [event async for event in stream.reader(0)] and stream.ended_at() == stream.record.outcome.ended
     await archive.stop()
 
 

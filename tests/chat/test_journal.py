@@ -11,7 +11,8 @@ import pytest
 from causerie.chat.journal import Journal
 from causerie.chat.log import Numbered, ResponseLog
 from causerie.chat.records import ResponseRecord, Status
-from causerie.chat.store import Append, End, Write
+from causerie.chat.store import Append, End, Retention, Write
+from causerie.chat.sweeper import Sweeper
 from causerie.errors import CauserieError, ConversationBusy, StoreError, StoreFull
 from causerie.types import Failed, Finished, FinishReason, Part, Started, TextDelta, Usage
 
@@ -33,9 +34,17 @@ class Disk:
         self.error: CauserieError | None = None
         self.carried_out = False
         """Whether what fails is done all the same."""
+        self.sweepable = False
+        self.sweeps = 0
+
+    async def sweep(self, now: float, retention: Retention) -> int:
+        self.sweeps += 1
+        if self.sweepable:
+            self.error = None
+        return 0
 
     async def response(self, owner: str, id_: str) -> ResponseRecord | None:
-        if self.error is not None:
+        if self.error is not None and not isinstance(self.error, StoreFull):  # One that is full can be read.
             raise self.error
         return ResponseRecord(id_, owner, 0.0, "m", {}, (), "msg") if id_ in self.begun else None
 
@@ -88,7 +97,7 @@ async def settle() -> None:
 
 
 def journal_on(disk: Any) -> Journal:
-    return Journal(disk)
+    return Journal(disk, Sweeper(disk, Retention(None, None)))
 
 
 async def test_a_reader_sees_an_event_only_after_its_commit() -> None:
@@ -157,6 +166,26 @@ async def test_a_store_that_fails_ends_the_stream_with_what_was_kept_and_an_erro
     assert [error.code for error in stored.broken] == ["store_full"]
 
 
+async def test_a_store_that_is_full_is_swept_and_asked_once_more() -> None:
+    disk = Disk()
+    stored = Stored(journal_on(disk))
+    disk.error, disk.sweepable = StoreFull("Full."), True
+    await stored.recording.begin(stored.log)
+    disk.error = StoreFull("Full.")
+    stored.log.append(delta("kept"))
+    assert await anext(stored.log.reader()) == (1, delta("kept"))
+    assert (disk.begun, disk.sweeps) == (["r"], 2)
+
+
+async def test_a_store_that_failed_otherwise_is_not_swept() -> None:
+    disk = Disk()
+    stored = Stored(journal_on(disk))
+    disk.error, disk.sweepable = StoreError("Gone."), True
+    with pytest.raises(StoreError):
+        await stored.recording.begin(stored.log)
+    assert not disk.sweeps
+
+
 async def test_a_record_that_is_refused_ends_the_log_and_raises() -> None:
     disk = Disk()
     disk.error = ConversationBusy("Busy.")
@@ -205,6 +234,21 @@ async def test_an_end_that_could_not_be_kept_is_kept_once_the_store_takes_it() -
     await journal.repair()
     await journal.settle()
     assert len(disk.committed) == 2 and stored.closed == 1
+
+
+async def test_an_end_that_did_not_fit_is_kept_when_something_may_go() -> None:
+    disk = Disk()
+    journal = journal_on(disk)
+    stored = Stored(journal)
+    await stored.recording.begin(stored.log)
+    disk.error = StoreFull("The store is full.")
+    stored.log.append(delta("lost"))
+    await settle()
+    assert stored.log.closed and stored.closed < 1
+    disk.sweepable = True
+    await journal.repair()
+    assert stored.closed == 1 and len(disk.committed) == 1
+    await journal.settle()
 
 
 async def test_the_store_is_asked_again_by_itself() -> None:

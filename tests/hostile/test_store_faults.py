@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import signal
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+from websockets.sync.client import connect
+from websockets.sync.connection import Connection
 
 from tests.cli.command import SCRIPTED, causerie, one_line
 from tests.support.process import ServeProcess, serve_process
 from tests.support.served import chat_body, until
-from tests.support.stored import Stream, Streaming, ask, made, read_again, said
+from tests.support.stored import TERMINALS, Stream, Streaming, ask, made, read_again, said
 
 pytestmark = pytest.mark.slow
 LONG = "x" * 1500
@@ -25,6 +29,8 @@ BULKY = {
     "max_output_tokens": 1,
 }
 """Kept whole, however little of it the model reads."""
+RUNNING = BULKY | {"background": True, "max_output_tokens": 6000, "ignore_eos": True}
+"""Goes on for most of a minute."""
 
 
 def start_fails(path: Path) -> str:
@@ -34,6 +40,16 @@ def start_fails(path: Path) -> str:
     *introduction, error = done.stderr.splitlines(keepends=True)
     assert not [line for line in introduction if line.startswith((b"causerie:", b"Traceback", b" "))]
     return one_line(error)
+
+
+def answering(socket: Connection, text: str, **fields: Any) -> Iterator[dict[str, Any]]:
+    """The frames that answer it, to the one that ends it."""
+    socket.send(json.dumps({"type": "response.create", "input": text} | fields))
+    kind = ""
+    while kind not in (*TERMINALS, "error"):
+        frame = json.loads(socket.recv(timeout=30))
+        kind = frame["type"]
+        yield frame
 
 
 def check_file(path: Path) -> None:
@@ -100,27 +116,33 @@ def test_a_second_server_is_kept_out_and_the_first_does_not_notice(tmp_path: Pat
         assert running.finish().end["status"] == "completed"
 
 
-def test_a_full_store_refuses_by_name_and_takes_more_when_there_is_room(tmp_path: Path) -> None:
+def test_a_full_store_lets_the_oldest_go_and_refuses_by_name_where_none_may(tmp_path: Path) -> None:
     path = tmp_path / "responses.sqlite3"
     with serving(path, "--store-max-gib", "0.0009765625") as server:
+        first, *_, last = [made(server, "/v1/responses", **BULKY)["id"] for _ in range(25)]
+        assert ask(server, "GET", f"/v1/responses/{first}").status == 404
+        assert ask(server, "GET", f"/v1/responses/{last}").status == 200
         talk = made(server, "/v1/conversations")["id"]
-        kept = []
-        while (answer := ask(server, "POST", "/v1/responses", BULKY)).status == 200:
-            kept.append(answer.json()["id"])
+        endless: dict[str, Any] = {"input": LONG, "max_output_tokens": 6000, "ignore_eos": True}
+        running = [Streaming(server, **endless), Streaming(server, **endless, conversation=talk)]
+        for stream in running:
+            stream.begun()
+        bulky = []
+        while (answer := ask(server, "POST", "/v1/responses", RUNNING)).status == 200:
+            bulky.append(answer.json()["id"])
         assert answer.status == 507 and answer.error["code"] == "store_full"
         check_others_are_served(server)
-        assert ask(server, "DELETE", f"/v1/responses/{kept.pop()}").status == 200
-        streams = [Streaming(server, input=LONG) for _ in range(23)]
-        streams.append(Streaming(server, input=LONG, conversation=talk))
-        failed = [stream.finish() for stream in streams]
-        for stream in failed:
-            check_broken_off(stream, "store_full")
-        assert ask(server, "POST", "/v1/responses", {"input": "Hi", "conversation": talk}).status in (409, 507)
-        for id_ in kept:
+        failed = [stream.finish() for stream in running]
+        for each in failed:
+            check_broken_off(each, "store_full")
+        for id_ in bulky[:2]:
             assert ask(server, "DELETE", f"/v1/responses/{id_}").status == 200
-        for stream in failed:
-            check_kept_as_failed(server, stream)
-        assert made(server, "/v1/responses", input="Hi", conversation=talk)["status"] == "completed"
+        # Now there is room for the ends of the others, and then these may go too.
+        until(lambda: ask(server, "POST", "/v1/responses", {"input": "Hi"}).status == 200, within=40)
+        for each in failed:
+            found = ask(server, "GET", f"/v1/responses/{each.id}")
+            assert found.status == 404 or found.json() == each.end
+        assert ask(server, "POST", "/v1/responses", {"input": "Hi", "conversation": talk}).status in (200, 404)
 
 
 def test_a_disk_that_takes_no_more_ends_streams_truthfully_until_it_does(tmp_path: Path) -> None:
@@ -168,8 +190,19 @@ def test_a_file_that_was_deleted_is_told_and_a_restart_begins_anew(tmp_path: Pat
     with serve_process("--store", str(path)) as server:
         running = Streaming(server, input=LONG)
         running.begun()
-        for file in tmp_path.iterdir():
-            file.unlink()
+        host, port = server.address
+        with connect(f"ws://{host}:{port}/v1/responses") as socket:
+            frames = answering(socket, LONG)
+            while next(frames)["type"] != "response.output_text.delta":
+                pass
+            for file in tmp_path.iterdir():
+                file.unlink()
+            *_, last = frames
+            assert last["type"] == "response.failed" and last["response"]["error"]["type"] == "store_unavailable"
+            *_, refused = answering(socket, "Hi")
+            assert refused["error"]["code"] == "store_unavailable"
+            *_, last = answering(socket, "Hi", store=False)
+            assert last["type"] == "response.completed"
         check_broken_off(running.finish(), "store_unavailable")
         assert "Restart the server" in running.stream.end["error"]["message"]
         check_others_are_served(server)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
+from typing import Any, cast
 
 import pytest
+from starlette.types import Receive, Scope, Send
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from causerie.config import Settings
 from causerie.engines.scripted import OutOfBlocks
+from causerie.web.server import ChatServer, bind
 from causerie.wire.chat_socket import MAX_PENDING_TURNS, SENTINEL
+from tests.support.http import close_all, request_bytes
 from tests.support.http import connect as connect_raw
-from tests.support.http import request_bytes
 from tests.support.server import running_server
 from tests.support.service import Permits, endless, says, service_with, until, until_idle
 
@@ -205,6 +208,30 @@ async def test_invalid_utf8_closes_with_1007() -> None:
         assert await opened.head() == 101
         opened.writer.write(b"\x81\x82" + b"\x00" * 4 + b"\xff\xfe")
         assert (await opened.reader.readexactly(4))[2:] == (1007).to_bytes(2, "big")
+
+
+async def test_what_is_sent_after_a_bad_frame_has_no_receiver_and_is_no_fault_of_the_sender() -> None:
+    told: list[object] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        told.append((await receive())["type"])
+        try:
+            await send({"type": "websocket.send", "text": "late"})
+        except Exception as error:
+            told.append(error)
+
+    server = ChatServer(cast(Any, app), Settings(), bind(Settings(port=0)))
+    await server.start()
+    opened = await connect_raw(server.url)
+    opened.writer.write(request_bytes(server.url, "GET", "/", headers=UPGRADE))
+    assert await opened.head() == 101
+    opened.writer.write(b"\x81\x82" + b"\x00" * 4 + b"\xff\xfe")
+    await until(lambda: len(told) == 2)
+    assert told[0] == "websocket.disconnect" and isinstance(told[1], OSError)
+    close_all()
+    await server.stop()
 
 
 async def test_compression_is_not_agreed_to() -> None:

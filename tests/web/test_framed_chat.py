@@ -10,15 +10,25 @@ from typing import Any
 
 import pytest
 from openai import AsyncOpenAI
+from starlette.types import Message
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.typing import Subprotocol
 
+from causerie.chat.build import build_archive
+from causerie.chat.records import ConversationRecord
 from causerie.chat.service import ChatService
+from causerie.config import Settings
+from causerie.types import Finished, FinishReason
+from causerie.web.chatbot import Session
 from causerie.web.framed_chat import FRAMED
+from causerie.web.openai import limits_of
+from causerie.web.streams import CONNECTION
+from causerie.web.talks import KeptTalk
 from causerie.wire.chat_socket import SENTINEL
+from causerie.wire.textbot import parse_socket
 from tests.support.server import running_server
-from tests.support.service import Permits, endless, says, service_with, until_idle
+from tests.support.service import Permits, endless, says, service_with, until, until_idle
 
 TERMINALS = ("response.completed", "response.incomplete", "response.failed")
 
@@ -275,6 +285,58 @@ async def test_the_plain_socket_joins_a_stored_conversation() -> None:
         with pytest.raises(InvalidStatus) as caught:
             await connect(url.replace("http", "ws") + "/?conversation=conv_none")
         assert caught.value.response.status_code == 404
+
+
+async def test_a_plain_socket_that_is_closed_leaves_the_answer_to_those_who_read_it_too() -> None:
+    permits = Permits()
+    service = service_with(endless, permits=permits.semaphore)
+    async with serving(service) as (url, client):
+        conversation = await client.conversations.create()
+        query = f"?conversation={conversation.id}"
+        async with connect(f"{url.replace('http', 'ws')}/{query}&max_tokens=9") as plain:
+            await plain.send("Hi")
+            permits.give(2)
+            await plain.recv()
+            async with framed(url, query) as other:
+                await other.heard(2)
+                await plain.send(b"No text.")
+                with pytest.raises(ConnectionClosed):
+                    while True:
+                        await plain.recv()
+                permits.give(20)
+                response = await other.end()
+                assert (response["status"], text_of(response)) == ("incomplete", "a" * 9)
+                assert response["incomplete_details"] == {"reason": "max_output_tokens"}
+
+
+async def test_a_plain_socket_that_takes_nothing_leaves_the_answer_to_those_who_read_it_too() -> None:
+    permits, came, cut = Permits(), asyncio.Queue[Message](), asyncio.Event()
+    service = service_with(endless, permits=permits.semaphore, settings=Settings(send_timeout=0.05))
+    archive = build_archive(service, Settings(store=":memory:"))
+
+    class Connection:
+        def abort(self) -> None:
+            cut.set()
+            came.put_nowait({"type": "websocket.disconnect"})
+
+    async def stuck(message: Message) -> None:
+        await asyncio.Event().wait()
+
+    async with asyncio.timeout(30), running_server(service, archive):
+        await archive.store.create_conversation(ConversationRecord("c", "", 0.0), ())
+        talk = KeptTalk(service, archive, "", "c", parse_socket(b"max_tokens=9", limits_of(service)))
+        session = Session(service, talk, {"extensions": {CONNECTION: Connection()}}, came.get, stuck)
+        running = asyncio.create_task(session.run())
+        came.put_nowait({"type": "websocket.receive", "text": "Hi"})
+        await until(lambda: archive.running("", "c"))
+        other = (await archive.find("", archive.running("", "c") or "")).reader(0)
+        permits.give(1)
+        await cut.wait()
+        await running
+        permits.give(20)
+        events = [event async for _, event in other]
+        await other.aclose()
+        assert isinstance(events[-1], Finished) and events[-1].reasons == (FinishReason.LENGTH,)
 
 
 async def test_the_plain_socket_is_closed_where_the_conversation_is_busy() -> None:

@@ -248,6 +248,17 @@ async def test_what_cannot_be_done_is_refused_by_name(fields: dict[str, Any], st
         assert refused.value.status_code == status and refused.value.code == code
 
 
+@pytest.mark.parametrize("header", ["cancel", "grace(30)"])
+async def test_a_header_that_would_end_a_background_response_is_refused_by_its_name(header: str) -> None:
+    async with client_of(service_with(says(ANSWER))) as client:
+        made = {"model": "default", "input": "Hi", "background": True}
+        with pytest.raises(openai.BadRequestError) as refused:
+            await client.responses.create(**made, extra_headers={"X-On-Disconnect": header})  # type: ignore[call-overload]
+        assert refused.value.param == "X-On-Disconnect"
+        kept = await client.responses.create(**made, extra_headers={"X-On-Disconnect": "continue"})  # type: ignore[call-overload]
+        assert kept.background
+
+
 async def test_a_running_response_and_a_deleted_parent_cannot_be_continued() -> None:
     service = service_with(endless, step_seconds=0.002)
     async with client_of(service) as client:

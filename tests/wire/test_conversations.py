@@ -84,6 +84,10 @@ def test_what_cannot_be_honoured_is_refused_by_name(parse: Any, body: Any, param
     assert refusal(parse, body).param == param
 
 
+def test_too_many_pairs_are_counted() -> None:
+    assert "has 17 pairs" in refusal(parse_update, {"metadata": {str(n): "x" for n in range(17)}}).message
+
+
 def test_conversation_is_the_apis_object() -> None:
     body = conversation_object(ConversationRecord("conv_1", "", 1_700_000_000.5, {"a": "b"}))
     model = api.Conversation.model_validate(body)

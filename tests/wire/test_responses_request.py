@@ -147,9 +147,9 @@ def test_on_disconnect(value: str, expected: float | None) -> None:
 
 @pytest.mark.parametrize(
     ("fields", "expected"),
-    [({}, 0.0), ({"background": True}, None), ({"background": True, "on_disconnect": "cancel"}, 0.0)],
+    [({}, 0.0), ({"background": True}, None), ({"background": True, "on_disconnect": "continue"}, None)],
 )
-def test_response_in_the_background_goes_on_unless_told_otherwise(fields: dict[str, Any], expected: Any) -> None:
+def test_response_in_the_background_goes_on(fields: dict[str, Any], expected: Any) -> None:
     request = call(**fields).request("r", "alice")
     assert (request.id, request.owner, request.on_disconnect) == ("r", "alice", OnDisconnect(expected))
 
@@ -180,6 +180,8 @@ def test_field_that_changes_nothing_is_accepted(harmless: dict[str, Any]) -> Non
 @pytest.mark.parametrize(
     ("body", "param"),
     [
+        ({"background": True, "on_disconnect": "cancel"}, "on_disconnect"),
+        ({"background": True, "on_disconnect": "grace(5)"}, "on_disconnect"),
         ({"tools": [{"type": "web_search"}]}, "tools"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"text": {"verbosity": "low"}}, "text.verbosity"),

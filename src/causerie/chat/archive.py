@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 from causerie.chat.graced import GracedStreams
 from causerie.chat.journal import Journal, Recording
@@ -22,14 +23,12 @@ from causerie.chat.response import Turn
 from causerie.chat.service import ChatService
 from causerie.chat.store import Retention, Store
 from causerie.chat.stored_reader import Kept
+from causerie.chat.stores import refusals
 from causerie.chat.sweeper import Sweeper
-from causerie.errors import (
-    ConversationBusy,
-    ConversationNotFound,
-    PreviousResponseRunning,
-    ResponseNotFound,
-)
+from causerie.errors import PreviousResponseRunning, RecordUnreadable, ResponseNotFound
 from causerie.types import CancelCause, GenerationRequest, OnDisconnect, PrefillProgress, Started
+
+T = TypeVar("T")
 
 
 class Wanted(Protocol):
@@ -97,14 +96,14 @@ class Archive:
     def __init__(self, service: ChatService, store: Store, retention: Retention) -> None:
         self.store = store
         self._service = service
-        self._journal = Journal(store)
+        self._sweeper = Sweeper(store, retention)
+        self._journal = Journal(store, self._sweeper)
         self._runner = uuid.uuid4().hex
         self.graced = GracedStreams(service, store, self._journal, self._runner)
         """What is not kept."""
         self._memory = Memory()
         self._live: dict[tuple[str, str], Live] = {}
         self._conversations: set[tuple[str, str | None]] = set()
-        self._sweeper = Sweeper(store, retention)
 
     async def start(self) -> None:
         """Open the store. Raises StoreError."""
@@ -116,6 +115,10 @@ class Archive:
         await self._sweeper.stop()
         await self._journal.settle()
         await self.store.close()
+
+    async def keep(self, write: Callable[[], Awaitable[T]]) -> T:
+        """Do what adds to the store; where that is full, what may be removed goes first."""
+        return await self._sweeper.with_room(write)
 
     async def create(
         self, owner: str, wanted: Wanted, *, id_: str | None = None, history: Sequence[Item] | None = None
@@ -134,7 +137,7 @@ class Archive:
         key = owner, wanted.conversation
         if wanted.conversation is not None:
             if key in self._conversations:
-                raise _busy(wanted.conversation)
+                raise refusals.busy(wanted.conversation)
             self._conversations.add(key)
         try:
             live, recording = await self._create(owner, id_, wanted, history, lambda: self._conversations.discard(key))
@@ -153,8 +156,9 @@ class Archive:
         found = await self.store.response(owner, id_)
         if found is None:
             raise _no_response(id_)
-        kept = Kept(self.store, owner, id_, await self.store.events(owner, id_))
-        return Stream(found, list(kept.events), kept.reader, lambda: kept.ended_at)
+        ended_at = None if found.outcome is None else found.outcome.ended
+        kept = Kept(self.store, owner, id_, await self.store.events(owner, id_), ended_at)
+        return Stream(found, list(kept.events), kept.reader, lambda: kept.ended_at or 0.0)
 
     def log(self, owner: str, id_: str) -> ResponseLog | None:
         """Of a response that this process generates."""
@@ -184,7 +188,8 @@ class Archive:
         """Raises ResponseNotFound. One that runs is stopped first."""
         await self._stop(owner, id_)
         if self.store.shared:
-            await self.cancel(owner, id_)
+            with suppress(RecordUnreadable):
+                await self.cancel(owner, id_)
         if not await self.store.delete_response(owner, id_):
             raise _no_response(id_)
         self._memory.forget(id_)
@@ -244,15 +249,13 @@ class Archive:
         # It may have answered already.
         before = [item.id for item in page.items if item.id != live.record.output_id]
         if before[:1] != [item.id for item in live.history[-1:]]:
-            raise _busy(conversation)
+            raise refusals.busy(conversation)
 
     async def history(self, owner: str, wanted: Wanted) -> list[Item]:
         """The items that a response continues. Raises what ``create`` raises for its previous one or conversation."""
         if wanted.conversation is not None:
             if await self.store.conversation(owner, wanted.conversation) is None:
-                raise ConversationNotFound(
-                    f"There is no conversation {wanted.conversation[:64]!r}.", param="conversation"
-                )
+                raise refusals.no_conversation(wanted.conversation)
             return (await self.store.items(owner, wanted.conversation, newest_first=True)).items[::-1]
         if wanted.previous is None:
             return []
@@ -296,10 +299,3 @@ class Archive:
 
 def _no_response(id_: str) -> ResponseNotFound:
     return ResponseNotFound(f"There is no response {id_[:64]!r}.", param="response_id")
-
-
-def _busy(conversation: str) -> ConversationBusy:
-    return ConversationBusy(
-        f"Another response of the conversation {conversation[:64]!r} is being generated. Try again when it has ended.",
-        param="conversation",
-    )

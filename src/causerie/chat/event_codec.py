@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 import orjson
@@ -20,6 +22,9 @@ from causerie.types import (
     TokenLogprob,
     Usage,
 )
+
+MALFORMED = (ValueError, TypeError, LookupError)
+"""What it raises to make a value of bytes that were meant for another one."""
 
 
 def encode(event: Event) -> bytes:
@@ -41,6 +46,7 @@ def encode(event: Event) -> bytes:
 
 
 def decode(data: bytes) -> Event:
+    """Raises one of ``MALFORMED`` for what this version does not write."""
     kind, *rest = orjson.loads(data)
     match kind:
         case "d":
@@ -56,6 +62,15 @@ def decode(data: bytes) -> Event:
         case "e":
             return Failed(to_error(rest[:3]), Usage(*rest[3]), *rest[4:])
     raise ValueError(f"unknown event {kind!r}")
+
+
+def decode_known(data: Iterable[bytes]) -> list[Event]:
+    """The events up to the first that this version does not know."""
+    events: list[Event] = []
+    with suppress(*MALFORMED):
+        for each in data:
+            events.append(decode(each))
+    return events
 
 
 def usage_list(usage: Usage) -> list[int | str | None]:

@@ -1,8 +1,8 @@
 """Keeping the events of stored responses: they are shown to readers once the transaction that holds them has committed.
 
 Everything that one step of the engine brought, for all responses, goes in one transaction; what comes while that is
-under way goes in the next. If one fails, the responses in it end as failed with what was committed before; that end is
-kept as soon as the store takes it, and until then they count as open.
+under way goes in the next. If one fails, the responses in it (where some are its cause, only those) end as failed with
+what was committed before; that end is kept as soon as the store takes it, and until then they count as open.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any, NamedTuple
 
 from causerie.chat.log import ResponseLog
 from causerie.chat.records import ResponseRecord, outcome_of
-from causerie.chat.store import Append, End, Store, Write
+from causerie.chat.store import Append, End, EndedElsewhere, Store, Write
+from causerie.chat.sweeper import Sweeper
 from causerie.errors import CauserieError, StoreError
 from causerie.types import Event, Failed, Finished
 
@@ -64,7 +66,8 @@ class Recording:
 
     async def _begin(self, log: ResponseLog) -> None:
         try:
-            await self._journal._store.begin(self.record)
+            journal = self._journal
+            await journal._sweeper.with_room(partial(journal._store.begin, self.record))
         except BaseException as error:
             self._held = []
             log.break_off(error if isinstance(error, CauserieError) else StoreError("It could not be kept."))
@@ -82,10 +85,11 @@ class _Entry(NamedTuple):
 
 
 class Journal:
-    """Belongs to one event loop and writes to one store, a transaction at a time."""
+    """Belongs to one event loop and writes to one store, a transaction at a time; ``sweeper`` makes room there."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, sweeper: Sweeper) -> None:
         self._store = store
+        self._sweeper = sweeper
         self._pending: list[_Entry] = []
         self._beginning: set[asyncio.Task[None]] = set()
         self._writing: asyncio.Task[None] | None = None
@@ -116,7 +120,8 @@ class Journal:
                 found = await self._store.response(recording.record.owner, recording.record.id)
                 if found is not None and found.outcome is None:
                     try:
-                        await self._store.write(await self._end_of(recording.record, log))
+                        writes = await self._end_of(recording.record, log)
+                        await self._sweeper.with_room(partial(self._store.write, writes))
                     except StoreError:
                         raise
                     except Exception:  # Asking again would change nothing.
@@ -151,24 +156,31 @@ class Journal:
 
     async def _commit(self, batch: list[_Entry]) -> None:
         try:
-            await self._store.write([entry.write for entry in batch])
+            writes = [entry.write for entry in batch]
+            await self._sweeper.with_room(partial(self._store.write, writes))
+        except EndedElsewhere as error:
+            self._pending = [*batch, *self._pending]
+            self._lose([entry for entry in batch if entry.log.id in error.responses], error)
         except Exception as error:
             if not isinstance(error, StoreError):
                 logger.exception("the store failed in an unforeseen way")
                 error = StoreError("What keeps responses has failed; this one was not kept to its end.")
-            lost = {entry.log: entry.recording for entry in batch}
-            logger.error("%d responses end as failed: %s", len(lost), error)
-            self._pending = [entry for entry in self._pending if entry.log not in lost]
-            for log in lost:
-                log.break_off(error)
-            self._open_ends |= lost
-            if self._repairing is None or self._repairing.done():
-                self._repairing = asyncio.create_task(self._keep_repairing())
+            self._lose(batch, error)
         else:
             for log, (recording, _, number, _) in {entry.log: entry for entry in batch}.items():
                 log.committed(number)
                 if log.closed:
                     recording.on_closed()
+
+    def _lose(self, entries: list[_Entry], error: StoreError) -> None:
+        lost = {entry.log: entry.recording for entry in entries}
+        logger.error("%d responses end as failed: %s", len(lost), error)
+        self._pending = [entry for entry in self._pending if entry.log not in lost]
+        for log in lost:
+            log.break_off(error)
+        self._open_ends |= lost
+        if self._repairing is None or self._repairing.done():
+            self._repairing = asyncio.create_task(self._keep_repairing())
 
     async def _end_of(self, record: ResponseRecord, log: ResponseLog) -> list[Write]:
         """The terminal event, and the outcome, of a log that was broken off.

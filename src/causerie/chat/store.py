@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol, TypeAlias
 
 from causerie.chat.log import Numbered
 from causerie.chat.records import ConversationRecord, Item, Outcome, ResponseRecord
+from causerie.errors import StoreError
 from causerie.types import Event
 
 MAX_CHAIN = 4096
@@ -39,6 +40,14 @@ class End:
 
 
 Write: TypeAlias = Append | End
+
+
+class EndedElsewhere(StoreError):
+    """Of responses that were written to: another process thought this one gone, and ended them."""
+
+    def __init__(self, responses: Sequence[str]) -> None:
+        super().__init__("This answer was ended in the store while its server did not respond.")
+        self.responses = responses
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +103,10 @@ class Store(Protocol):
         ...
 
     async def write(self, writes: Sequence[Write]) -> None:
-        """All of them or none; returns once they are committed. Those of a deleted response change nothing."""
+        """All of them or none; returns once they are committed. Those of a deleted response change nothing.
+
+        Raises EndedElsewhere, which names the responses without which the others may be written.
+        """
         ...
 
     async def response(self, owner: str, id_: str) -> ResponseRecord | None: ...

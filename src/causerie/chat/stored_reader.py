@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Sequence
 
@@ -15,10 +16,12 @@ from causerie.types import Failed, Finished
 class Kept:
     """What the store has of a response: ``events``, all so far. Makes readers of them and of what is still to come."""
 
-    def __init__(self, store: Store, owner: str, id_: str, events: Sequence[Numbered]) -> None:
+    def __init__(
+        self, store: Store, owner: str, id_: str, events: Sequence[Numbered], ended_at: float | None = None
+    ) -> None:
         self.events = events
-        self.ended_at = 0.0
-        """When the response ended, in Unix time, once a reader has come to its end."""
+        self.ended_at = ended_at
+        """When the response ended, in Unix time; known at the latest once a reader has come to its end."""
         self._store = store
         self._owner = owner
         self._id = id_
@@ -38,9 +41,10 @@ class Kept:
         return await self._store.follow(self._owner, self._id, after)
 
     async def see_end(self) -> None:
-        found = await self._store.response(self._owner, self._id)
-        if found is not None and found.outcome is not None:
-            self.ended_at = found.outcome.ended
+        if self.ended_at is None:
+            found = await self._store.response(self._owner, self._id)
+            # One that is gone by now has ended only just before.
+            self.ended_at = time.time() if found is None or found.outcome is None else found.outcome.ended
 
 
 class StoredReader:

@@ -144,8 +144,8 @@ class ResponseStream:
                 error = body["response"]["error"]
                 # The API has few codes; the server's own is the type.
                 raise error_named(error.get("type"), error["message"], param=error.get("param"))
-            case "error":
-                raise error_of(body)
+            case "error":  # Its server can read no more of it; the response may go on.
+                raise Cut(body["message"])
         return ""
 
     async def cancel(self) -> None:

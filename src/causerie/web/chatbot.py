@@ -13,10 +13,10 @@ import logging
 from starlette.types import Receive, Scope, Send
 
 from causerie.chat.archive import Archive
-from causerie.chat.log import ResponseLog
+from causerie.chat.log import Reader
 from causerie.chat.service import ChatService
 from causerie.errors import CauserieError, RequestTooLarge, ShuttingDown
-from causerie.types import CancelCause, Failed, Finished, Started, TextDelta
+from causerie.types import Failed, Finished, Started, TextDelta
 from causerie.web.errors import meaning
 from causerie.web.framed_chat import FRAMED, FramedChat, check_conversation
 from causerie.web.openai import limits_of
@@ -92,7 +92,7 @@ class Session:
         self._turns = asyncio.Event()
         self._closed = False
         self._draining = False
-        self._log: ResponseLog | None = None
+        self._reader: Reader | None = None
 
     async def run(self) -> None:
         """Until the client leaves or the socket is closed; leaves nothing running."""
@@ -149,9 +149,10 @@ class Session:
             await self._close(INTERNAL_ERROR, "The server failed to answer this turn.")
 
     async def _answer(self, turn: str) -> None:
-        log = self._log = await self._talk.begin(turn)
+        log = await self._talk.begin(turn)
         said: list[str] = []
         async with log.reader() as reader:
+            self._reader = reader
             async for _, event in reader:
                 if type(event) is TextDelta:
                     for part in event.parts:
@@ -166,6 +167,8 @@ class Session:
                     error = cancelled_error(event)
                     if error is not None:
                         raise error
+            if not reader.at_end:
+                return  # Closed meanwhile.
         self._talk.said(turn, said)
         await self._send_text(self._socket.end_turn())
 
@@ -184,15 +187,15 @@ class Session:
         if not self._closed:
             self._closed = True
             self._turns.set()
-            if self._log is not None:
-                self._log.cancel(CancelCause.CLIENT)
+            if self._reader is not None:
+                await self._reader.aclose()
             with contextlib.suppress(OSError):
                 await self._send({"type": "websocket.close", "code": code, "reason": close_reason(reason)})
 
     def _give_up(self) -> None:
-        """The client takes nothing: free the engine, and do not wait for the client."""
+        """The client takes nothing: free the engine, unless others read, and do not wait for the client."""
         self._closed = True
-        if self._log is not None:
-            self._log.cancel(CancelCause.SLOW_READER)
+        if self._reader is not None:
+            self._reader.give_up()
         if self._connection is not None:
             self._connection.abort()

@@ -34,13 +34,14 @@ class Conversations:
     """Each method is an ASGI application."""
 
     def __init__(self, archive: Archive, settings: Settings) -> None:
+        self._archive = archive
         self._store = archive.store
         self._settings = settings
 
     async def create(self, scope: Scope, receive: Receive, send: Send) -> None:
         call = await self._parsed(parse_conversation, scope, receive)
         record = ConversationRecord(f"conv_{uuid.uuid4().hex}", owner_of(scope), time.time(), call.metadata)
-        await self._store.create_conversation(record, call.items)
+        await self._archive.keep(lambda: self._store.create_conversation(record, call.items))
         await send_json(conversation_object(record), scope, receive, send)
 
     async def read(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -51,7 +52,7 @@ class Conversations:
     async def update(self, scope: Scope, receive: Receive, send: Send) -> None:
         id_ = _conversation(scope)
         metadata = await self._parsed(parse_update, scope, receive)
-        found = await self._store.update_conversation(owner_of(scope), id_, metadata)
+        found = await self._archive.keep(lambda: self._store.update_conversation(owner_of(scope), id_, metadata))
         await send_json(conversation_object(_there(found, id_)), scope, receive, send)
 
     async def delete(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -74,7 +75,7 @@ class Conversations:
     async def add_items(self, scope: Scope, receive: Receive, send: Send) -> None:
         parse_item_query(query_pairs(scope["query_string"]))
         items = await self._parsed(parse_added, scope, receive)
-        await self._store.add_items(owner_of(scope), _conversation(scope), items)
+        await self._archive.keep(lambda: self._store.add_items(owner_of(scope), _conversation(scope), items))
         await send_json(item_list(items, has_more=False), scope, receive, send)
 
     async def item(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -67,7 +67,7 @@ class FramedChat:
 
     async def _new_conversation(self, owner: str) -> str:
         record = ConversationRecord(f"conv_{uuid.uuid4().hex}", owner, time.time())
-        await self._archive.store.create_conversation(record, ())
+        await self._archive.keep(lambda: self._archive.store.create_conversation(record, ()))
         return record.id
 
     async def _resumed(self, owner: str, conversation: str, query: FramedQuery) -> Resumed | None:

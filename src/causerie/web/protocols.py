@@ -9,6 +9,7 @@ import asyncio
 from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import CloseCode, Frame
 from websockets.http11 import Request
@@ -170,6 +171,12 @@ class SocketProtocol(WebSocketsSansIOProtocol):
         if self._unparsed:  # uvicorn has resumed reading, but what was read already comes first.
             self.transport.pause_reading()
         return message
+
+    async def send(self, message: Any) -> None:
+        if self.close_sent and self.initial_response is None:
+            # It was closed here, for a bad frame or a pong that did not come; the app may not have heard of it yet.
+            raise ClientDisconnected
+        await super().send(message)
 
     def handle_connect(self, event: Request) -> None:
         super().handle_connect(event)

@@ -161,8 +161,6 @@ class ResponseSession:
         try:
             await answer
             await self._close_if_done()
-        except CauserieError as error:  # The store failed, or what was read from it was deleted.
-            await self._close(meaning(error).close_code, error.message)
         except Exception:
             logger.exception("a response failed on its socket")
             await self._close(INTERNAL_ERROR, _UNFORESEEN)
@@ -195,8 +193,13 @@ class ResponseSession:
             lambda _: self._spawn(self._stop_stored(record.id)),
             sent=resumed.position,
         )
-        end = await self._send_events(None, delivery, resumed.events, resumed.stream.reader(resumed.position))
-        await self._do(self._socket.ended(None, end, ()))
+        events = resumed.events
+        try:
+            end = await self._send_events(None, delivery, events, resumed.stream.reader(resumed.position))
+        except CauserieError as error:  # The store failed, or what was read from it was deleted.
+            await self._do(self._socket.broken(None, error, events.number))
+        else:
+            await self._do(self._socket.ended(None, end, ()))
 
     async def _stop_stored(self, id_: str) -> None:
         with contextlib.suppress(CauserieError):  # It is gone, or the store is; then its events say so.

@@ -11,18 +11,19 @@ from causerie.chat.archive import Archive, Stream
 from causerie.chat.log import EventReader, Numbered
 from causerie.chat.records import ResponseRecord, outcome_of
 from causerie.chat.service import ChatService
-from causerie.errors import ItemNotFound, ResponseNotFound
+from causerie.errors import CauserieError, ItemNotFound, ResponseNotFound
 from causerie.types import Event, Failed, Finished
 from causerie.web.openai import EVENT_STREAM_HEADERS, PARSE_INLINE, limits_of
 from causerie.web.requests import ClientGone, header, id_header, owner_of, read_body, send_json
 from causerie.web.streams import StreamedAnswer, leave_with_client, wanted_on_disconnect
 from causerie.wire import sse
 from causerie.wire.acknowledgement import acknowledge, parse_acknowledgement
+from causerie.wire.disconnect import check_in_background
 from causerie.wire.fields import query_pairs
 from causerie.wire.idempotency import check_same, response_id
 from causerie.wire.items import item_list
 from causerie.wire.queries import ListQuery, parse_list_query, parse_response_query
-from causerie.wire.responses_events import ResponseEvents, as_sse
+from causerie.wire.responses_events import ResponseEvents, as_sse, error_event
 from causerie.wire.responses_object import deleted_object, response_object
 from causerie.wire.responses_request import ResponseCall, parse_response
 
@@ -36,8 +37,11 @@ class Responses:
 
     async def create(self, scope: Scope, receive: Receive, send: Send) -> None:
         call = await self._parse(await read_body(scope, receive, self._service.settings))
-        if call.on_disconnect is None and not call.background:
-            call = replace(call, on_disconnect=wanted_on_disconnect(scope, None))
+        if call.on_disconnect is None and header(scope, b"x-on-disconnect") is not None:
+            wanted = wanted_on_disconnect(scope, None)
+            if call.background:
+                check_in_background(wanted, "X-On-Disconnect")
+            call = replace(call, on_disconnect=wanted)
         stream = await self._begin(owner_of(scope), call, header(scope, b"idempotency-key"))
         if call.stream:
             logprobs = None if call.sampling.logprobs is None else self._service.text
@@ -105,7 +109,8 @@ class Responses:
     ) -> None:
         headers = [*EVENT_STREAM_HEADERS, (b"x-request-id", id_header(scope)["x-request-id"].encode())]
         settings = self._service.settings
-        answer = StreamedAnswer(reader, _Stream(events), headers, settings, heartbeat=sse.HEARTBEAT)
+        body = _Stream(events)
+        answer = StreamedAnswer(reader, body, headers, settings, heartbeat=sse.HEARTBEAT, broken=body.broken)
         await answer(scope, receive, send)
 
 
@@ -117,11 +122,16 @@ class _Stream:
         self._opened = False
 
     def encode(self, number: int, event: Event) -> bytes:
-        body = self._events.sse(Numbered(number, event))
         if self._opened:
-            return body
+            return self._events.sse(Numbered(number, event))
+        return self._open() + self._events.sse(Numbered(number, event))
+
+    def broken(self, error: CauserieError) -> bytes:
+        return self._open() + as_sse([error_event(error, self._events.number)])
+
+    def _open(self) -> bytes:
         self._opened = True
-        return as_sse(self._events.opening()) + body
+        return as_sse(self._events.opening())
 
 
 async def _read_to_end(stream: Stream, receive: Receive) -> ResponseRecord:

@@ -77,6 +77,8 @@ class StreamedAnswer:
 
     ``heartbeat`` is sent after each ``settings.heartbeat`` seconds of silence; with one, the headers go out at
     once. Without, they wait for the first text, so that a failure before it has its own status: it is raised.
+    ``broken`` makes the body's end where what is still to come cannot be read, as from a store that failed; without it
+    the body is cut off.
     """
 
     def __init__(
@@ -87,12 +89,14 @@ class StreamedAnswer:
         settings: Settings,
         *,
         heartbeat: bytes | None,
+        broken: Callable[[CauserieError], bytes] | None = None,
     ) -> None:
         self._reader = reader
         self._encoder = encoder
         self._headers = headers
         self._settings = settings
         self._heartbeat = heartbeat
+        self._broken = broken
         self._started = False
         self._closed = False
         self._stuck = False
@@ -113,7 +117,9 @@ class StreamedAnswer:
                     raise
                 # A store failed, or the response was deleted: how it ends is not known.
                 logger.warning("the stream of a stored response breaks off: %s", error)
-                complete = False
+                complete = self._broken is not None
+                if self._broken is not None:
+                    await self._write(self._broken(error), False)
             if not complete and not gone.done():
                 await self._cut(scope, gone)
         except asyncio.CancelledError:

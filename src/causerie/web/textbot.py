@@ -53,7 +53,9 @@ class Textbot:
         place = parse_place_query(scope["query_string"])
         id_ = scope["path_params"]["id"]
         if (again := header(scope, b"last-event-id")) is not None:
-            _, place = parse_event_id(again.decode("latin-1"))
+            named, place = parse_event_id(again.decode("latin-1"))
+            if named != id_:
+                raise InvalidRequest("'Last-Event-ID' is of another stream than the path.", param="Last-Event-ID")
         await self._read_again(id_, place, scope, receive, send)
 
     async def cancel(self, scope: Scope, receive: Receive, send: Send) -> None:

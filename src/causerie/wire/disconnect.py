@@ -39,6 +39,16 @@ def take_on_disconnect(fields: Fields) -> OnDisconnect | None:
     return None if value is None else parse_on_disconnect(value)
 
 
+def check_in_background(wanted: OnDisconnect, param: str = "on_disconnect") -> None:
+    """Refuse any end with its client for a response in the background, which has none. Raises InvalidRequest."""
+    if wanted.grace is not None:
+        raise InvalidRequest(
+            f"A response with 'background': true goes on without a client; '{param}' can only be continue. Cancel it "
+            "by its id instead.",
+            param=param,
+        )
+
+
 class Place(NamedTuple):
     """A place in a stream: behind the whole event ``number``, or behind the first ``pieces`` of the one after it."""
 

@@ -15,8 +15,12 @@ def take_metadata(fields: Fields) -> dict[str, str]:
     value = fields.take("metadata")
     if value is None:
         return {}
-    if not isinstance(value, dict) or len(value) > MAX_METADATA:
+    if not isinstance(value, dict):
         fields.refuse("metadata", f"an object of at most {MAX_METADATA} pairs", value)
+    if len(value) > MAX_METADATA:
+        raise InvalidRequest(
+            f"'metadata' has {len(value)} pairs; at most {MAX_METADATA} are allowed.", param="metadata"
+        )
     for key, entry in value.items():
         if len(key) > MAX_METADATA_KEY:
             raise InvalidRequest(

@@ -123,6 +123,10 @@ class ResponseSocket:
             return self._begin(lane, replace(call, input=steered, previous=response))
         return self._go_on(lane)
 
+    def broken(self, name: str | None, error: CauserieError, number: int) -> list[Action]:
+        """No more of the lane's response can be read. ``number`` is that of the last event that was sent."""
+        return [self.error(error, name, number), *self.ended(name, Status.FAILED, ())]
+
     def begin_again(self) -> None:
         """The first lane goes on with a response that an earlier socket asked for; tell ``created`` next."""
         lane = self._lanes[None]
@@ -148,8 +152,8 @@ class ResponseSocket:
         """How many tokens of the buffer's prompt are settled, and how many of them the model has read."""
         return _send({"type": "input_text_buffer.prefilled", "tokens": tokens, "cached_tokens": cached})
 
-    def error(self, error: CauserieError, name: str | None = None) -> Send:
-        """The API's error event of a socket, nested as its HTTP errors are."""
+    def error(self, error: CauserieError, name: str | None = None, number: int | None = None) -> Send:
+        """The API's error event of a socket, nested as its HTTP errors are; with a ``number`` it ends a stream."""
         status, type_ = self._describe(error)
         inner: dict[str, object] = {
             "type": type_,
@@ -159,7 +163,8 @@ class ResponseSocket:
         }
         if isinstance(error, Overloaded):
             inner["headers"] = {"retry-after": str(error.retry_after)}
-        return _send({"type": "error", "status": status, "error": inner}, name)
+        frame = {"type": "error", "status": status, "error": inner}
+        return _send(frame if number is None else frame | {"sequence_number": number}, name)
 
     def _create(self, name: str | None, call: ResponseCall) -> list[Action]:
         lane = self._lanes.get(name)

@@ -110,8 +110,16 @@ class ResponseEvents:
 
     def opening(self) -> list[StreamEvent]:
         """``response.created``, where it has not been seen."""
+        if self._after >= 0:
+            return []
+        self._after = 0
         status = Status.QUEUED if self._record.background else Status.IN_PROGRESS
-        return [] if self._after >= 0 else [self._lifecycle(0, "response.created", status)]
+        return [self._lifecycle(0, "response.created", status)]
+
+    @property
+    def number(self) -> int:
+        """The ``sequence_number`` of the last event so far; from the opening on."""
+        return self._after
 
     def encode(self, numbered: Numbered) -> list[StreamEvent]:
         """The events that one of the log's makes: none, one or several."""
@@ -122,6 +130,8 @@ class ResponseEvents:
         self._take_text(event)
         events = [made for made in self._encode(number, event) if made.number > self._after]
         self._take_state(event)
+        if events:
+            self._after = events[-1].number
         return events
 
     def sse(self, numbered: Numbered) -> bytes:
@@ -138,6 +148,7 @@ class ResponseEvents:
         """A delta without log-probabilities: there are many, and all but the text is known."""
         text = event.parts[0].text
         self._text.append(text)
+        self._after = number
         if not text:
             return b""
         return head + b'%d,"delta":' % number + sse.json_text(text) + tail
@@ -217,7 +228,11 @@ class ResponseEvents:
 
 
 def error_event(error: CauserieError, number: int) -> StreamEvent:
-    """The end of a stream that broke off for a reason of its own, while nothing is known of the response's end."""
+    """The end of a stream that broke off for a reason of its own, while nothing is known of the response's end.
+
+    It is no part of the log: ``number`` is that of the event before it, so that whoever comes back with it misses
+    nothing. On a socket the API has another form of it (``ResponseSocket.broken``).
+    """
     return _event(number, "error", {"code": error.code, "message": error.message, "param": error.param})
 
 

@@ -12,7 +12,7 @@ from typing import Literal
 from causerie.chat.records import Item
 from causerie.errors import InvalidRequest
 from causerie.types import ChatPrompt, GenerationRequest, Message, OnDisconnect, SamplingParams
-from causerie.wire.disconnect import take_on_disconnect
+from causerie.wire.disconnect import check_in_background, take_on_disconnect
 from causerie.wire.fields import ANY, Fields, Neutral, parse_object
 from causerie.wire.formats import parse_format
 from causerie.wire.items import NewId, message, new_item_id, parse_items
@@ -165,6 +165,8 @@ def response_call(
         generate=generate,
         parameters=parameters,
     )
+    if background and call.on_disconnect is not None:
+        check_in_background(call.on_disconnect)
     fields.neutral(_NEUTRAL)
     fields.finish((*_TAKEN, *_NEUTRAL))
     return call

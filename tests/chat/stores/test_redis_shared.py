@@ -10,12 +10,14 @@ from collections.abc import AsyncIterator
 import pytest
 
 from causerie.chat.event_codec import encode
-from causerie.chat.log import Numbered
+from causerie.chat.journal import Journal
+from causerie.chat.log import Numbered, ResponseLog
 from causerie.chat.records import Status
 from causerie.chat.store import Append, Retention
 from causerie.chat.stores.redis import RedisStore
+from causerie.chat.sweeper import Sweeper
 from causerie.errors import ConversationBusy, Interrupted, StoreError
-from causerie.types import Failed
+from causerie.types import CancelCause, Failed, TextDelta
 from tests.chat.stores.crash import kill_at_random, see_that_all_is_there, started
 from tests.chat.stores.samples import ANSWER, answered, conversation, ignore, record, said, user, writes
 
@@ -176,6 +178,26 @@ async def test_a_server_that_was_paused_writes_no_more(one: RedisStore, empty_re
             child.kill()
     assert refused == "refused: This answer was ended in the store while its server did not respond.\n"
     assert [encode(event) for _, event in await one.events("ada", "r0")] == [encode(event) for _, event in before]
+
+
+async def test_what_was_begun_under_a_lapsed_lease_does_not_take_what_came_later_with_it(two: RedisStore) -> None:
+    journal, logs = Journal(two, Sweeper(two, Retention(None, None))), list[ResponseLog]()
+    for n in range(4):
+        recording = journal.record(record(f"r{n}"))
+        logs.append(ResponseLog(f"r{n}", on_cancel=ignore_cause, on_abandoned=lambda _: None, recorder=recording))
+        await recording.begin(logs[-1])
+        if n == 1:
+            await two._calls.redis.delete(f"causerie:lease:{two._held().name}")
+            await two._held().renew()
+    for log in (*logs, *logs):
+        log.append(said("a"))
+    await journal.settle()
+    assert [[type(event) for _, event in log.history()] for log in logs] == [[Failed]] * 2 + [[TextDelta] * 2] * 2
+    assert [len(await two.events("ada", log.id)) for log in logs] == [1, 1, 2, 2]
+
+
+def ignore_cause(cause: CancelCause) -> None:
+    raise AssertionError(f"nothing was to be cancelled ({cause})")
 
 
 async def test_a_server_whose_lease_lapsed_goes_on_under_a_new_one(one: RedisStore, two: RedisStore) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 import orjson
 
-from causerie.chat.event_codec import decode, encode
+from causerie.chat.event_codec import decode, decode_known, encode
 from causerie.chat.log import Numbered
 from causerie.chat.records import ConversationRecord, Item, ResponseRecord, interruption, outcome_of
 from causerie.chat.store import MAX_CHAIN, Append, Page, Retention, Write
@@ -116,7 +116,7 @@ class RedisStore:
                 return None
             record, outcome, lease, left = found
             if outcome is not None or left > 0:
-                return rows.to_response(record, outcome)
+                return rows.to_response(id_, record, outcome)
             await self._end_all_of(lease.decode(), id_)
 
     async def events(self, owner: str, id_: str, after: int = 0) -> list[Numbered]:
@@ -132,7 +132,7 @@ class RedisStore:
                 streams = await self._calls.redis.xread({_EVENTS + id_: f"{after}-0"}, block=min(left + 1, _BLOCK))
             if streams:
                 ((_, entries),) = streams
-                return [_numbered(number, data[b"d"]) for number, data in entries]
+                return _numbered(id_, ((number, data[b"d"]) for number, data in entries))
 
     async def _events(
         self, owner: str, id_: str, after: int, *, follows: bool = False
@@ -144,18 +144,18 @@ class RedisStore:
                 return [], True, 0
             entries, ended, lease, left = found
             if ended or left > 0:
-                return [_numbered(number, data) for number, (_, data) in entries], bool(ended), left
+                return _numbered(id_, ((number, data) for number, (_, data) in entries)), bool(ended), left
             await self._end_all_of(lease.decode(), id_)
 
     async def chain(self, owner: str, id_: str) -> list[ResponseRecord]:
         while True:
             found = await self._run("chain", owner, id_, MAX_CHAIN)
-            records = [rows.to_response(record, outcome) for record, outcome, _ in found]
+            records = [rows.to_response(id_, record, outcome) for record, outcome, _ in found]
             gone = [(record.id, lease) for record, (*_, lease) in zip(records, found, strict=True) if lease is not None]
             if not gone:
                 return records[::-1]
-            for id_, lease in gone:
-                await self._end_all_of(lease.decode(), id_)
+            for running, lease in gone:
+                await self._end_all_of(lease.decode(), running)
 
     async def delete_response(self, owner: str, id_: str) -> bool:
         return bool((await self._run("delete_response", owner, id_))[0])
@@ -185,7 +185,7 @@ class RedisStore:
 
     async def conversation(self, owner: str, id_: str) -> ConversationRecord | None:
         found = await self._run("conversation", owner, id_)
-        return rows.to_conversation(*found) if found else None
+        return rows.to_conversation(id_, *found) if found else None
 
     async def update_conversation(
         self,
@@ -194,7 +194,7 @@ class RedisStore:
         metadata: Mapping[str, str],
     ) -> ConversationRecord | None:
         found = await self._run("update_conversation", owner, id_, orjson.dumps(metadata))
-        return rows.to_conversation(*found) if found else None
+        return rows.to_conversation(id_, *found) if found else None
 
     async def delete_conversation(self, owner: str, id_: str) -> bool:
         return bool((await self._run("delete_conversation", owner, id_))[0])
@@ -274,7 +274,7 @@ class RedisStore:
         """False if it had written more by then than was read here."""
         with told_plainly():
             entries = await self._calls.redis.xrange(_EVENTS + id_)
-        said = [decode(data[b"d"]) for _, data in entries]
+        said = decode_known(data[b"d"] for _, data in entries)
         failed = interruption(said)
         outcome = outcome_of([*said, failed], time.time())
         assert outcome is not None
@@ -282,7 +282,7 @@ class RedisStore:
             "interrupt",
             id_,
             lease,
-            len(said) + 1,
+            len(entries) + 1,
             encode(failed),
             rows.outcome_json(outcome),
             outcome.ended,
@@ -296,5 +296,6 @@ class RedisStore:
         return self._lease
 
 
-def _numbered(number: bytes, data: bytes) -> Numbered:
-    return Numbered(int(number.partition(b"-")[0]), decode(data))
+def _numbered(response: str, entries: Iterable[tuple[bytes, bytes]]) -> list[Numbered]:
+    with refusals.reading("response", response):
+        return [Numbered(int(number.partition(b"-")[0]), decode(data)) for number, data in entries]

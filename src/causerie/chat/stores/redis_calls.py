@@ -12,6 +12,7 @@ from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+from causerie.chat.store import EndedElsewhere
 from causerie.chat.stores import refusals
 from causerie.chat.stores.redis_scripts import SCRIPTS
 from causerie.errors import CauserieError, ConfigError, StoreError, StoreFull
@@ -28,7 +29,6 @@ _REFUSALS = {
     "busy": refusals.busy,
     "no_item": refusals.no_item,
     "no_previous": refusals.no_previous,
-    "ended": lambda _: refusals.ended_elsewhere(),
     "full": lambda _: refusals.full(),
 }
 
@@ -47,6 +47,8 @@ class Refused(Exception):
 
     @property
     def error(self) -> Exception:
+        if self.kind == "ended":
+            return EndedElsewhere(self.ids)
         if self.kind == "gap":
             return RuntimeError(f"an event of response {self.ids[0]} does not follow the one before it")
         if self.kind == "lapsed":

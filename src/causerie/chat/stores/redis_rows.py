@@ -8,6 +8,7 @@ import orjson
 
 from causerie.chat.event_codec import error_list, to_error, usage_list
 from causerie.chat.records import ConversationRecord, Item, Outcome, ResponseRecord, Status
+from causerie.chat.stores.refusals import reading
 from causerie.chat.stores.sqlite_rows import item_list
 from causerie.types import Usage
 
@@ -32,25 +33,28 @@ def response_json(record: ResponseRecord) -> bytes:
     )
 
 
-def to_response(data: bytes, outcome: bytes | None) -> ResponseRecord:
-    id_, owner, created, model, parameters, items, *rest = orjson.loads(data)
-    input_ = tuple(Item(*item) for item in items)
-    output_id, instructions, previous, conversation, background, runner = rest
-    return ResponseRecord(
-        id_,
-        owner,
-        created,
-        model,
-        parameters,
-        input_,
-        output_id,
-        instructions,
-        previous,
-        conversation,
-        background,
-        runner,
-        to_outcome(outcome),
-    )
+def to_response(asked: str, data: bytes, outcome: bytes | None) -> ResponseRecord:
+    """``asked`` is its id, or that of one that continues it."""
+    with reading("response", asked):
+        id_, owner, created, model, parameters, items, *rest = orjson.loads(data)
+        input_ = tuple(Item(*item) for item in items)
+        output_id, instructions, previous, conversation, background, runner = rest
+    with reading("response", id_):
+        return ResponseRecord(
+            id_,
+            owner,
+            created,
+            model,
+            parameters,
+            input_,
+            output_id,
+            instructions,
+            previous,
+            conversation,
+            background,
+            runner,
+            to_outcome(outcome),
+        )
 
 
 def outcome_json(outcome: Outcome) -> bytes:
@@ -79,13 +83,15 @@ def pairs(items: Iterable[Item]) -> Iterator[str | bytes]:
 
 
 def to_item(id_: bytes, data: bytes) -> Item:
-    return Item(id_.decode(), *orjson.loads(data))
+    with reading("item", id_.decode()):
+        return Item(id_.decode(), *orjson.loads(data))
 
 
 def conversation_json(record: ConversationRecord) -> bytes:
     return orjson.dumps([record.id, record.owner, record.created])
 
 
-def to_conversation(data: bytes, metadata: bytes) -> ConversationRecord:
-    id_, owner, created = orjson.loads(data)
-    return ConversationRecord(id_, owner, created, orjson.loads(metadata))
+def to_conversation(asked: str, data: bytes, metadata: bytes) -> ConversationRecord:
+    with reading("conversation", asked):
+        id_, owner, created = orjson.loads(data)
+        return ConversationRecord(id_, owner, created, orjson.loads(metadata))

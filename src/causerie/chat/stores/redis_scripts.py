@@ -1,7 +1,8 @@
 """What the Redis store does, as scripts: each runs in Redis as a whole, with nothing of anybody else's in between.
 
-A script answers {'ok', …} or {the name of a refusal, an id}. It checks everything before it changes anything, and
-makes room first where it removes: a Redis without memory takes nothing that comes first and may need more.
+A script answers {'ok', …} or {the name of a refusal, an id or several}. It checks everything before it changes
+anything, and makes room first where it removes: a Redis without memory takes nothing that comes first and may need
+more.
 """
 
 from __future__ import annotations
@@ -42,14 +43,17 @@ return {'ok'}
 # ARGV: lease, bound, then 'a', id, number, data or 'e', id, outcome, ended, item for each write.
 _WRITE = """
 local lease, bound = ARGV[1], tonumber(ARGV[2])
-local there, last, counted, more = {}, {}, {}, 0
+local there, last, counted, more, ended = {}, {}, {}, 0, {'ended'}
 local i = 3
 while i <= #ARGV do
   local id = ARGV[i + 1]
   if there[id] == nil then
     local its, outcome, expires = get(response(id), 'lease', 'outcome', 'after')
     there[id], counted[id] = its and true or false, not expires
-    if its and (outcome or its ~= lease or not alive(lease)) then return {'ended', id} end
+    if its and (outcome or its ~= lease or not alive(lease)) then
+      there[id] = false
+      ended[#ended + 1] = id
+    end
     last[id] = redis.call('XLEN', events(id))
   end
   if ARGV[i] == 'a' then
@@ -63,6 +67,7 @@ while i <= #ARGV do
     i = i + 5
   end
 end
+if #ended > 1 then return ended end
 if bound > 0 and size() + more > bound then return {'full', ''} end
 i = 3
 while i <= #ARGV do

@@ -1,13 +1,18 @@
-"""What every store says when it refuses something: one wording, whatever the medium."""
+"""What is said when something stored is refused: one wording, whatever the medium, and whoever sees it first."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from causerie.chat.event_codec import MALFORMED
 from causerie.errors import (
     ConversationBusy,
     ConversationNotFound,
     DuplicateRequest,
     ItemNotFound,
     PreviousResponseNotFound,
+    RecordUnreadable,
     StoreError,
     StoreFull,
 )
@@ -39,9 +44,16 @@ def no_previous(id_: str) -> PreviousResponseNotFound:
     )
 
 
-def ended_elsewhere() -> StoreError:
-    """Of a process that was thought gone (``Store.write``)."""
-    return StoreError("This answer was ended in the store while its server did not respond.")
+@contextmanager
+def reading(what: str, id_: str) -> Iterator[None]:
+    """Around what makes a value of stored bytes: ``what`` is the record's kind. Raises RecordUnreadable."""
+    try:
+        yield
+    except MALFORMED as error:
+        raise RecordUnreadable(
+            f"The {what} {id_!r} is damaged in the store, or was written by another version of causerie. Upgrade, or "
+            "delete it."
+        ) from error
 
 
 def closed() -> StoreError:

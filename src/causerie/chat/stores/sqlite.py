@@ -9,14 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
-import orjson
-
 from causerie.chat.log import Numbered
 from causerie.chat.records import ConversationRecord, Item, ResponseRecord
 from causerie.chat.store import MAX_CHAIN, Page, Retention, Write
 from causerie.chat.stores import refusals
 from causerie.chat.stores import sqlite_queries as queries
-from causerie.chat.stores.sqlite_file import bound, damaged, open_database, store_error
+from causerie.chat.stores.sqlite_file import bound, open_database, store_error
 from causerie.errors import StoreError
 
 P = ParamSpec("P")
@@ -151,8 +149,6 @@ class SQLiteStore:
             return await asyncio.get_running_loop().run_in_executor(self._thread, function)
         except sqlite3.Error as error:
             raise store_error(error) from error
-        except orjson.JSONDecodeError as error:
-            raise damaged() from error
 
     # What follows runs on the store's thread.
 

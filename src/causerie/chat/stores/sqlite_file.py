@@ -166,7 +166,3 @@ def store_error(error: sqlite3.Error) -> StoreError:
     if code == sqlite3.SQLITE_FULL:
         return refusals.full()
     return StoreError(_MEANINGS.get(code, f"The store failed ({type(error).__name__} {code})."))
-
-
-def damaged() -> StoreError:
-    return StoreError(_DAMAGED)

@@ -10,10 +10,10 @@ from typing import Any
 
 import orjson
 
-from causerie.chat.event_codec import decode, encode
+from causerie.chat.event_codec import decode, decode_known, encode
 from causerie.chat.log import Numbered
 from causerie.chat.records import ConversationRecord, Item, Outcome, ResponseRecord, interruption, outcome_of
-from causerie.chat.store import MAX_CHAIN, Append, End, Page, Retention, Write
+from causerie.chat.store import MAX_CHAIN, Append, End, EndedElsewhere, Page, Retention, Write
 from causerie.chat.stores import refusals
 from causerie.chat.stores.sqlite_rows import RESPONSE, outcome_row, response_row, to_conversation, to_response
 
@@ -24,11 +24,12 @@ _NEW_UNTIL = 31 / 32
 def end_interrupted(db: Connection) -> None:
     """End what a process that is gone left running. The caller's process alone has the file."""
     for (id_,) in db.execute("SELECT id FROM response WHERE status IS NULL").fetchall():
-        said = [event for _, event in _events(db, id_, 0)]
+        rows = _rows(db, id_, 0)
+        said = decode_known(data for _, data in rows)
         failed = interruption(said)
         outcome = outcome_of([*said, failed], time.time())
         assert outcome is not None
-        write(db, [Append(id_, len(said) + 1, failed), End(id_, outcome)])
+        write(db, [Append(id_, len(rows) + 1, failed), End(id_, outcome)])
 
 
 def begin(db: Connection, record: ResponseRecord) -> None:
@@ -60,7 +61,7 @@ def _append(db: Connection, id_: str, number: int, data: bytes) -> None:
     )
     if not done.rowcount and (found := _one(db, "SELECT status FROM response WHERE id = ?", id_)):
         if found[0] is not None:
-            raise refusals.ended_elsewhere()
+            raise EndedElsewhere([id_])
         raise RuntimeError(f"event {number} of response {id_} does not follow the one before it")
 
 
@@ -85,16 +86,18 @@ def response(db: Connection, owner: str, id_: str) -> ResponseRecord | None:
 
 
 def events(db: Connection, owner: str, id_: str, after: int) -> list[Numbered]:
-    return _events(db, id_, after) if _one(db, "SELECT 1 FROM response WHERE id = ? AND owner = ?", id_, owner) else []
+    if not _one(db, "SELECT 1 FROM response WHERE id = ? AND owner = ?", id_, owner):
+        return []
+    with refusals.reading("response", id_):
+        return [Numbered(number, decode(data)) for number, data in _rows(db, id_, after)]
 
 
-def _events(db: Connection, id_: str, after: int) -> list[Numbered]:
-    rows = db.execute(
+def _rows(db: Connection, id_: str, after: int) -> list[tuple[int, bytes]]:
+    return db.execute(
         "SELECT number, data FROM event WHERE response = (SELECT n FROM response WHERE id = ?) AND number > ? "
         "ORDER BY number",
         (id_, after),
-    )
-    return [Numbered(number, decode(data)) for number, data in rows]
+    ).fetchall()
 
 
 def chain(db: Connection, owner: str, id_: str) -> list[ResponseRecord]:

@@ -8,6 +8,7 @@ import orjson
 
 from causerie.chat.event_codec import error_list, to_error, usage_list
 from causerie.chat.records import ConversationRecord, Item, Outcome, ResponseRecord, Status
+from causerie.chat.stores.refusals import reading
 from causerie.types import Usage
 
 RESPONSE: Final = (
@@ -48,21 +49,22 @@ def outcome_row(outcome: Outcome) -> tuple[Any, ...]:
 def to_response(row: tuple[Any, ...]) -> ResponseRecord:
     id_, owner, created, model, parameters, items, output_id, instructions, previous, conversation, *rest = row
     background, runner, *outcome = rest
-    return ResponseRecord(
-        id_,
-        owner,
-        created,
-        model,
-        orjson.loads(parameters),
-        tuple(Item(*values) for values in orjson.loads(items)),
-        output_id,
-        instructions,
-        previous,
-        conversation,
-        bool(background),
-        runner,
-        _to_outcome(*outcome),
-    )
+    with reading("response", id_):
+        return ResponseRecord(
+            id_,
+            owner,
+            created,
+            model,
+            orjson.loads(parameters),
+            tuple(Item(*values) for values in orjson.loads(items)),
+            output_id,
+            instructions,
+            previous,
+            conversation,
+            bool(background),
+            runner,
+            _to_outcome(*outcome),
+        )
 
 
 def _to_outcome(
@@ -76,4 +78,5 @@ def _to_outcome(
 
 def to_conversation(row: tuple[Any, ...]) -> ConversationRecord:
     id_, owner, created, metadata = row
-    return ConversationRecord(id_, owner, created, orjson.loads(metadata))
+    with reading("conversation", id_):
+        return ConversationRecord(id_, owner, created, orjson.loads(metadata))

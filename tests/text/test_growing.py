@@ -39,10 +39,16 @@ histories = st.lists(
 
 
 def check_growth(model: TextModel, earlier: Sequence[Message], parts: Sequence[str], *, raw: bool = False) -> None:
-    """Each prefix's settled ids begin every later prompt's; and they are the same made anew as made from the last."""
+    """Each prefix's settled ids begin every later prompt's; and they are the same made anew as made from the last.
+
+    A later prompt that is encoded behind what was settled has the ids that it has by itself.
+    """
+
+    def chat(text: str) -> ChatPrompt:
+        return ChatPrompt((*earlier, Message("user", text)))
 
     def prompt(text: str) -> ChatPrompt | TextPrompt:
-        return TextPrompt(text) if raw else ChatPrompt((*earlier, Message("user", text)))
+        return TextPrompt(text) if raw else chat(text)
 
     texts = ["".join(parts[:count]) for count in range(len(parts) + 1)]
     whole = {text: model.encode(prompt(text)) for text in texts if text or not raw}
@@ -53,6 +59,7 @@ def check_growth(model: TextModel, earlier: Sequence[Message], parts: Sequence[s
         for later in texts[place:]:
             if later in whole:
                 assert whole[later][: len(settled.ids)] == list(settled.ids), (text, later)
+                assert raw or model.encode_after(chat(later), None, [settled]).ids == whole[later], (text, later)
         before = settled
 
 

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 _WORTH = 32
 """Characters that are worth encoding anew; more where a text is very long, since it is looked at as a whole."""
 
+_FOLLOWS = 1.0
+"""Seconds within which a committed prompt's request comes, and finds what was settled of it encoded."""
+
 OpenPrompt: TypeAlias = ChatPrompt | TextPrompt
 """A prompt whose text, of a conversation the last message's, is still being written."""
 
@@ -103,10 +106,13 @@ class Typing:
         dropped.
         """
         self._check_open()
-        prompt = _with_text(self._prompt, self.text)
+        prompt, settled = _with_text(self._prompt, self.text), self._settled
         self.close()
         if self._stopped is not None:
             await self._stopped.wait()
+        if settled is not None and isinstance(prompt, ChatPrompt):
+            self._ahead.intake.begin(settled)
+            asyncio.get_running_loop().call_later(_FOLLOWS, self._ahead.intake.forget, settled)
         return prompt
 
     def close(self) -> None:
@@ -157,7 +163,7 @@ class Typing:
             self.give_up()
 
     def _settle_if_worth(self) -> None:
-        if self._length - self._settled_length >= max(_WORTH, self._length // 256):
+        if self._length - self._settled_length >= max(_WORTH, self._length // 1024):
             self._settle()
 
     def _settle(self) -> None:

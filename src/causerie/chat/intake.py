@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from typing import TypeVar
 
@@ -37,6 +39,7 @@ class Intake:
     def __init__(self, text: TextModel, info: EngineInfo, settings: Settings) -> None:
         self._text = text
         self._info = info
+        self._begun: deque[Settled] = deque(maxlen=settings.max_batch_size)
         self._max_output_tokens = settings.max_output_tokens
         self._default_max_tokens = settings.max_tokens
 
@@ -88,10 +91,19 @@ class Intake:
 
         def encode(shorter: ChatPrompt, limit: int) -> Encoded:
             dropped = len(prompt.messages) - len(shorter.messages)
-            chat = self._text.encode_after(shorter, seen, limit=limit)
+            chat = self._text.encode_after(shorter, seen, tuple(self._begun), limit=limit)
             return Encoded(chat.ids, dropped, chat)
 
         return self._fitting(prompt, request.sampling.max_tokens, encode)
+
+    def begin(self, settled: Settled) -> None:
+        """A request is about to come that begins so; until ``forget``, ``encode`` need not encode that again."""
+        self._begun.append(settled)
+
+    def forget(self, settled: Settled) -> None:
+        """Safe to call twice."""
+        with suppress(ValueError):
+            self._begun.remove(settled)
 
     def settled(self, prompt: ChatPrompt | TextPrompt, before: Settled | None) -> Settled | None:
         """The ids that ``prompt`` begins with however its text goes on (``TextModel.settled``).

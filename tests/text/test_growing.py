@@ -59,7 +59,7 @@ def check_growth(model: TextModel, earlier: Sequence[Message], parts: Sequence[s
         for later in texts[place:]:
             if later in whole:
                 assert whole[later][: len(settled.ids)] == list(settled.ids), (text, later)
-                assert raw or model.encode_after(chat(later), None, [settled]).ids == whole[later], (text, later)
+                assert raw or model.encode_after(chat(later), None, settled).ids == whole[later], (text, later)
         before = settled
 
 

@@ -72,6 +72,11 @@ class EngineInfo:
     """The most alternatives per token it can report; 0 where it knows only the sampled token's probability."""
     prefix_block: int = 0
     """Tokens are reused in whole blocks of this size; 0 where nothing is reused, so that ``prefill`` is useless."""
+    partial_blocks: bool = False
+    """Whether a prompt that was read before is reused to its end, inside a block, where the next one goes on from it.
+
+    ``cached`` does not count that.
+    """
 
     def sequence_kv_tokens(self, prompt_tokens: int, max_tokens: int) -> int:
         """What one sequence may come to hold of the KV cache, in whole blocks."""

@@ -78,6 +78,20 @@ def test_what_is_settled_begins_every_longer_prompt(name: str) -> None:
     check()
 
 
+@pytest.mark.parametrize("pieces", [["hello", " the"], ["h", "ello the"]])
+def test_a_prompt_begun_while_it_was_written_still_begins_with_what_the_model_has_seen(pieces: list[str]) -> None:
+    model = GROWING["chatml"]
+    opening = ChatPrompt((Message("user", "One word?"),))
+    generated = [id_ for piece in pieces for id_ in model.encode(TextPrompt(piece))]
+    seen = model.seen(model.encode_after(opening, None), generated, "hello the")
+    assert seen is not None
+    text = "And what is that, in a few more words? "
+    prompt = ChatPrompt((*seen.messages, Message("user", text)))
+    settled = model.settled(prompt)
+    assert settled.text
+    assert model.encode_after(prompt, seen, settled) == model.encode_after(prompt, seen)
+
+
 @pytest.mark.parametrize("name", ["chatml", "sentencepiece", "unigram", "forms", "words as controls"])
 def test_what_is_settled_of_plain_text_begins_every_longer_one(name: str) -> None:
     @given(pieces)

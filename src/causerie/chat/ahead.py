@@ -19,7 +19,10 @@ from causerie.config import Settings
 from causerie.engines.base import Engine
 
 BESIDE_STREAMS = 32
-"""Longest piece, in tokens, while answers are written: they stand still for as long as it takes (``docs/log.md``)."""
+"""Longest piece, in tokens, while answers are written: they stand still for as long as it takes (``docs/log.md``).
+
+A block of the usual size. What is shorter is not reused, and takes hardly less time behind a long text.
+"""
 
 _ALONE = 2
 """Times ``prefill_piece`` on an idle engine: large pieces are faster, and who comes meanwhile waits for one only."""

@@ -38,7 +38,8 @@ OnPrefilled: TypeAlias = Callable[[int, int], None]
 class Typing:
     """One prompt that is being written: fed as the text comes, read ahead by the engine as it can, then committed.
 
-    Made by ``ChatService.typing``; ``close`` it in a ``finally``. Its text is never logged, nor kept after that.
+    Made by ``ChatService.typing``; ``close`` it in a ``finally``. Its text is never logged, nor kept after that,
+    save that a committed one is for a moment, in memory, for its request.
     """
 
     def __init__(

@@ -7,6 +7,7 @@ import itertools
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,7 @@ from hypothesis import example, given
 from hypothesis import settings as profile
 from hypothesis import strategies as st
 
+from causerie.chat import buffer
 from causerie.chat.ahead import BESIDE_STREAMS
 from causerie.chat.buffer import Typing
 from causerie.chat.build import scripted_service
@@ -23,6 +25,7 @@ from causerie.chat.service import ChatService
 from causerie.config import Settings
 from causerie.engines.scripted import ScriptedEngine
 from causerie.errors import ContextLengthExceeded, InvalidRequest, RequestTooLarge
+from causerie.text.tokenizer import ControlTokenizer
 from causerie.types import (
     CancelCause,
     ChatPrompt,
@@ -47,8 +50,9 @@ LONG = WORDS * 20
 class Noting(ScriptedEngine):
     """Keeps what it was asked to read."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, *, partial_blocks: bool = False, **options: Any) -> None:
         super().__init__(support.endless, **options)
+        self._info = replace(self._info, partial_blocks=partial_blocks)
         self.pieces: list[list[int]] = []
         self.submitted: list[list[int]] = []
         self.order: list[str] = []
@@ -308,6 +312,85 @@ async def test_another_buffer_does_not_slip_in_between_commit_and_request() -> N
         await until(lambda: here.engine.submitted)
         assert not any(piece[0] == ord("t") for piece in here.engine.pieces[:2])
         two.close()
+
+
+@pytest.mark.parametrize("text", ["Why is the sky blue?", LONG, WORDS * 80])
+async def test_after_a_pause_all_is_read_as_it_stands_and_once(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(buffer, "_PAUSE", 0.05)
+    async with room(engine={"partial_blocks": True}) as here:
+        typing = here.typing()
+        typing.append(text)
+        whole = final_ids(here, ChatPrompt((Message("user", text),)))
+        await until(lambda: whole in here.engine.pieces)
+        await here.quiet()
+        assert here.engine.pieces.count(whole) == 1
+        assert all(len(piece) % 32 == 0 for piece in here.engine.pieces if piece != whole)
+        assert all(read < len(whole) for _, read in here.prefilled), "of what may still go on, nothing is told"
+        typing.append(" And the sea?")
+        longer = final_ids(here, ChatPrompt((Message("user", text + " And the sea?"),)))
+        await until(lambda: longer in here.engine.pieces)
+        await here.usage(await typing.commit())
+        assert here.engine.submitted == [longer]
+
+
+async def test_what_goes_on_is_not_read_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(buffer, "_PAUSE", 0.01)
+    permits = threading.Semaphore(0)
+    async with room(engine={"permits": permits, "partial_blocks": True}) as here:
+        typing = here.typing()
+        typing.append(WORDS)
+        await until(lambda: typing.whole != ())  # It waits behind the piece in flight.
+        typing.append(" And why")
+        assert typing.whole == ()
+        await until(lambda: typing.whole != ())
+        typing.truncate(10)
+        assert typing.whole == ()
+        await until(lambda: typing.whole != ())
+        typing.close()
+        assert typing.whole == ()
+        permits.release(10)
+        await here.quiet()
+        assert len(here.engine.pieces) == 1
+
+
+async def test_nothing_is_read_whole_while_answers_are_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(buffer, "_PAUSE", 0.01)
+    async with room(engine={"step_seconds": 0.002, "partial_blocks": True}) as here:
+        log = await here.ask(TextPrompt("a"), 10_000)
+        await until(lambda: any(isinstance(event, TextDelta) for event in log._events))
+        typing = here.typing()
+        typing.append(WORDS)
+        await until(lambda: typing.whole != ())
+        steps = here.engine.stats().steps
+        await until(lambda: here.engine.stats().steps > steps + 20)
+        whole = list(typing.whole)
+        assert whole == final_ids(here, ChatPrompt((Message("user", WORDS),)))
+        assert whole not in here.engine.pieces
+        log.cancel(CancelCause.STOPPED)
+        await until(lambda: typing.whole == ())
+        assert here.engine.pieces[-1] == whole
+        typing.close()
+
+
+async def test_a_committed_prompt_is_encoded_behind_what_was_settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with room() as here:
+        history = (Message("user", "Hello."), Message("assistant", "Hi."))
+        typing = here.typing(ChatPrompt((*history, Message("user", ""))))
+        typing.append(LONG)
+        await here.quiet()
+        settled = len(typing.ids)
+        prompt = await typing.commit()
+        whole, encoded = final_ids(here, prompt), list[str]()
+        encode = ControlTokenizer.encode
+
+        def noted(self: ControlTokenizer, text: str, limit: int | None = None) -> list[int]:
+            encoded.append(text)
+            return encode(self, text, limit)
+
+        monkeypatch.setattr(ControlTokenizer, "encode", noted)
+        await here.usage(prompt)
+        assert here.engine.submitted == [whole]
+        assert len("".join(encoded)) < 80 < settled
 
 
 async def test_closing_ends_the_reading() -> None:

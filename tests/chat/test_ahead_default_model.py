@@ -14,7 +14,7 @@ from causerie.chat.log import ResponseLog
 from causerie.chat.service import ChatService
 from causerie.config import Settings
 from causerie.models.folder import ModelFolder
-from causerie.types import ChatPrompt, Finished, GenerationRequest, Message, Prompt, SamplingParams, TextDelta
+from causerie.types import ChatPrompt, Finished, GenerationRequest, Message, Prompt, SamplingParams, TextDelta, Usage
 from tests.support.service import until
 
 pytestmark = [pytest.mark.model, pytest.mark.slow]
@@ -39,6 +39,15 @@ async def first_text(service: ChatService, name: str, prompt: Prompt) -> float:
             if isinstance(event, TextDelta):
                 break
     return time.perf_counter() - begin
+
+
+async def answer(service: ChatService, name: str, prompt: Prompt) -> tuple[str, Usage]:
+    log = await ask(service, name, prompt, 16)
+    await until(lambda: log.ended, 60)
+    end = log._events[-1]
+    assert isinstance(end, Finished)
+    deltas = [event for event in log._events if isinstance(event, TextDelta)]
+    return "".join(part.text for delta in deltas for part in delta.parts), end.usage
 
 
 @asynccontextmanager
@@ -67,6 +76,25 @@ async def test_a_prompt_that_was_typed_is_answered_much_sooner_than_a_cold_one(d
         assert prompt == turn(text)
         committed = time.perf_counter() - begin
         assert committed + await first_text(service, "typed", prompt) < cold / 2
+
+
+@pytest.mark.parametrize("text", [SEA, HILL * 20])
+async def test_what_was_read_in_a_pause_is_cached_to_its_last_token(default_folder: ModelFolder, text: str) -> None:
+    async with serving() as service:
+        typing = service.typing(turn(""))
+
+        def all_read() -> bool:
+            return typing._whole is not None and typing.whole == () and not service.engine.stats().running
+
+        typing.append(text[:-5])
+        await until(all_read, 60)
+        typing.append(text[-5:])
+        assert not all_read()
+        await until(all_read, 60)
+        said, usage = await answer(service, "typed", await typing.commit())
+        assert usage.cached_tokens == usage.prompt_tokens - 1
+    async with serving() as fresh:
+        assert said == (await answer(fresh, "cold", turn(text)))[0]
 
 
 async def test_two_who_type_and_a_stream_get_whole_answers(default_folder: ModelFolder) -> None:

@@ -16,6 +16,10 @@ from causerie.types import ChatPrompt, Message, TextPrompt
 from tests.text import builders
 from tests.text.test_model import FRAGMENTS, LOSSLESS, MODELS, text_model
 
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 BRACKETS = (
     "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
     "{% else %}{{ m.content }}</s>{% endif %}{% endfor %}"
@@ -39,10 +43,16 @@ histories = st.lists(
 
 
 def check_growth(model: TextModel, earlier: Sequence[Message], parts: Sequence[str], *, raw: bool = False) -> None:
-    """Each prefix's settled ids begin every later prompt's; and they are the same made anew as made from the last."""
+    """Each prefix's settled ids begin every later prompt's; and they are the same made anew as made from the last.
+
+    A later prompt that is encoded behind what was settled has the ids that it has by itself.
+    """
+
+    def chat(text: str) -> ChatPrompt:
+        return ChatPrompt((*earlier, Message("user", text)))
 
     def prompt(text: str) -> ChatPrompt | TextPrompt:
-        return TextPrompt(text) if raw else ChatPrompt((*earlier, Message("user", text)))
+        return TextPrompt(text) if raw else chat(text)
 
     texts = ["".join(parts[:count]) for count in range(len(parts) + 1)]
     whole = {text: model.encode(prompt(text)) for text in texts if text or not raw}
@@ -53,6 +63,7 @@ def check_growth(model: TextModel, earlier: Sequence[Message], parts: Sequence[s
         for later in texts[place:]:
             if later in whole:
                 assert whole[later][: len(settled.ids)] == list(settled.ids), (text, later)
+                assert raw or model.encode_after(chat(later), None, settled).ids == whole[later], (text, later)
         before = settled
 
 
@@ -69,6 +80,22 @@ def test_what_is_settled_begins_every_longer_prompt(name: str) -> None:
         check_growth(GROWING[name], earlier, parts)
 
     check()
+
+
+@pytest.mark.parametrize(("pieces", "canonical"), [(["hello", " the"], True), (["h", "ello the"], False)])
+def test_a_prompt_begun_while_it_was_written_still_begins_with_what_the_model_has_seen(
+    pieces: list[str], canonical: bool
+) -> None:
+    model = text_model(builders.byte_level("<|im_start|>", "<|im_end|>"), CHATML)
+    opening = ChatPrompt((Message("user", "One word?"),))
+    generated = [id_ for piece in pieces for id_ in model.encode(TextPrompt(piece))]
+    seen = model.seen(model.encode_after(opening, None), generated, "hello the")
+    assert seen is not None
+    text = "And what is that, in a few more words? "
+    prompt = ChatPrompt((*seen.messages, Message("user", text)))
+    settled = model.settled(prompt)
+    assert (tuple(settled.ids[: len(seen.ids)]) == seen.ids) is canonical
+    assert model.encode_after(prompt, seen, settled) == model.encode_after(prompt, seen)
 
 
 @pytest.mark.parametrize("name", ["chatml", "sentencepiece", "unigram", "forms", "words as controls"])

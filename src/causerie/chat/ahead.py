@@ -19,7 +19,10 @@ from causerie.config import Settings
 from causerie.engines.base import Engine
 
 BESIDE_STREAMS = 32
-"""Longest piece, in tokens, while answers are written: they stand still for as long as it takes (``docs/log.md``)."""
+"""Longest piece, in tokens, while answers are written: they stand still for as long as it takes (``docs/log.md``).
+
+A block of the usual size. What is shorter is not reused, and takes hardly less time behind a long text.
+"""
 
 _ALONE = 2
 """Times ``prefill_piece`` on an idle engine: large pieces are faster, and who comes meanwhile waits for one only."""
@@ -56,6 +59,8 @@ class ReadAhead:
         self._spare = spare
         self._buffers: list[Typing] = []
         self.intake = intake
+        self.reads_whole = engine.info.partial_blocks
+        """Whether it is worth while to read a prompt to its end that may yet go on."""
         self.encoders = encoders
         self.reader = PromptReader(
             engine, piece=settings.prefill_piece, next_sequence=next_sequence, ahead=self._next_piece
@@ -93,7 +98,7 @@ class ReadAhead:
         if sum(buffer.read for buffer in self._buffers) + size > spare.cache:
             return None
         for buffer in list(self._buffers):
-            piece = self._piece_of(buffer, size)
+            piece = self._piece_of(buffer, size) or (self._whole_of(buffer, size) if spare.alone else None)
             if piece is not None:
                 self._buffers.remove(buffer)
                 self._buffers.append(buffer)
@@ -114,3 +119,11 @@ class ReadAhead:
             buffer.has_read(known)
         # Whoever was told of that may have closed or edited it.
         return buffer.begin(min(known + size, until)) if known < until and buffer.ids is ids else None
+
+    def _whole_of(self, buffer: Typing, size: int) -> Reading | None:
+        """All of what seems to be done, its last words and the template's: at commit a single token is left.
+
+        That is a step of its own for nothing where more is written, so nobody else may be waiting for it.
+        """
+        left = len(buffer.whole) - (known := self._engine.cached(buffer.whole))
+        return buffer.begin_whole(known) if 0 < left <= size else None

@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
-from causerie.chat.intake import ENCODE_INLINE, characters
+from causerie.chat.intake import ENCODE_INLINE, Intake, characters
 from causerie.chat.reading import Reading
 from causerie.chat.typed import Share
 from causerie.engines.base import Update
@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 _WORTH = 32
 """Characters that are worth encoding anew; more where a text is very long, since it is looked at as a whole."""
 
+_PAUSE = 0.3
+"""Seconds without a word after which the prompt may be as it will be committed."""
+
+_FOLLOWS = 1.0
+"""Seconds within which a committed prompt's request comes, and finds what was settled of it encoded."""
+
 OpenPrompt: TypeAlias = ChatPrompt | TextPrompt
 """A prompt whose text, of a conversation the last message's, is still being written."""
 
@@ -33,7 +39,8 @@ OnPrefilled: TypeAlias = Callable[[int, int], None]
 class Typing:
     """One prompt that is being written: fed as the text comes, read ahead by the engine as it can, then committed.
 
-    Made by ``ChatService.typing``; ``close`` it in a ``finally``. Its text is never logged, nor kept after that.
+    Made by ``ChatService.typing``; ``close`` it in a ``finally``. Its text is never logged, nor kept after that,
+    save that a committed one is for a moment, in memory, for its request.
     """
 
     def __init__(
@@ -61,11 +68,15 @@ class Typing:
         self._encoding = False
         self._edits = 0
         self._given_up = False
+        self._whole: Settled | None = None
+        self._pause: asyncio.TimerHandle | None = None
         self._reading: Reading | None = None
         self._stopped: asyncio.Event | None = None
         self._closed = False
         self.read = 0
         """Tokens of ``ids`` that are in the engine's cache, as far as is known."""
+        self.whole: Sequence[int] = ()
+        """After a pause, the ids of all that there is, as they would be committed now, until they are read."""
         self._settle()
 
     def __len__(self) -> int:
@@ -90,6 +101,7 @@ class Typing:
             )
         self._share.resize(self._beside + self._length + len(text))
         self._length += self._buffer.write(text)
+        self._go_on()
         self._settle_if_worth()
 
     def truncate(self, length: int) -> None:
@@ -102,6 +114,7 @@ class Typing:
             self._length = length
             self._share.resize(self._beside + length)
             self._forget()
+            self._go_on()
             self._given_up = False
             self._settle()
 
@@ -116,10 +129,13 @@ class Typing:
         dropped.
         """
         self._check_open()
-        prompt = _with_text(self._prompt, self.text)
+        prompt, settled = _with_text(self._prompt, self.text), self._whole or self._settled
         self.close()
         if self._stopped is not None:
             await self._stopped.wait()
+        if settled is not None and isinstance(prompt, ChatPrompt):
+            self._ahead.intake.begin(prompt, settled)
+            asyncio.get_running_loop().call_later(_FOLLOWS, self._ahead.intake.forget, prompt)
         return prompt
 
     def close(self) -> None:
@@ -128,6 +144,7 @@ class Typing:
             return
         self._closed = True
         self._share.resize(0)
+        self._stop_pause()
         self._ahead.leave(self)
         self._forget()
         if self._reading is not None:
@@ -144,6 +161,12 @@ class Typing:
                 self.has_read(read)
 
         self._reading = Reading(self.ids, until, self.read, until - self.read, on_progress, self._on_end)
+        return self._reading
+
+    def begin_whole(self, known: int) -> Reading:
+        """All of it as it stands, of which ``known`` tokens are cached, on its way to the engine now; only once."""
+        ids, self.whole = self.whole, ()
+        self._reading = Reading(ids, len(ids), known, len(ids) - known, lambda _: None, self._on_end)
         return self._reading
 
     def has_read(self, tokens: int) -> None:
@@ -163,6 +186,7 @@ class Typing:
 
     def _forget(self) -> None:
         self._settled, self.read = None, 0
+        self._whole, self.whole = None, ()
         self._edits += 1
 
     def _on_end(self, failure: Update | None) -> None:
@@ -170,42 +194,70 @@ class Typing:
         if failure is not None:
             self.give_up()
 
+    def _go_on(self) -> None:
+        """More is being written."""
+        self._stop_pause()
+        self._whole, self.whole = None, ()
+        if self._ahead.reads_whole and not self._closed:
+            self._pause = asyncio.get_running_loop().call_later(_PAUSE, self._on_pause)
+
+    def _stop_pause(self) -> None:
+        if self._pause is not None:
+            self._pause.cancel()
+            self._pause = None
+
+    def _on_pause(self) -> None:
+        if self._encoding:
+            self._go_on()
+        else:
+            self._settle(whole=True)
+
     def _settle_if_worth(self) -> None:
-        if self._length - self._settled_length >= max(_WORTH, self._length // 256):
+        if self._length - self._settled_length >= max(_WORTH, self._length // 1024):
             self._settle()
 
-    def _settle(self) -> None:
+    def _settle(self, *, whole: bool = False) -> None:
         """Work out which ids are settled, unless that is being done already; it is looked at again after that."""
         if self._closed or self._given_up or self._encoding or not self._ahead.enter(self):
             return
-        prompt, before = _with_text(self._prompt, self.text), self._settled
+        prompt = _with_text(self._prompt, self.text)
+        work = partial(_settled, self._ahead.intake, prompt, self._settled, whole)
         self._settled_length = self._length
         if self._around + self._length < ENCODE_INLINE:
-            self._take(self._ahead.intake.settled(prompt, before))
+            self._take(*work())
             return
         self._encoding = True
-        work = partial(self._ahead.intake.settled, prompt, before)
         future = asyncio.get_running_loop().run_in_executor(self._ahead.encoders, work)
         future.add_done_callback(partial(self._on_encoded, self._edits))
 
-    def _on_encoded(self, edits: int, done: asyncio.Future[Settled | None]) -> None:
+    def _on_encoded(self, edits: int, done: asyncio.Future[tuple[Settled | None, Settled | None]]) -> None:
         self._encoding = False
         if done.cancelled() or self._closed:
             return
         if edits != self._edits:
             self._settle()
         else:
-            self._take(done.result())
+            self._take(*done.result())
             self._settle_if_worth()
 
-    def _take(self, settled: Settled | None) -> None:
+    def _take(self, settled: Settled | None, whole: Settled | None) -> None:
         if settled is None:
             self.give_up()
             return
         if list(settled.ids[: len(self.ids)]) != list(self.ids):
             self._forget()
         self._settled = settled
+        if whole is not None and self._settled_length == self._length:
+            self._whole, self.whole = whole, whole.ids
         self._ahead.go_on()
+
+
+def _settled(
+    intake: Intake, prompt: OpenPrompt, before: Settled | None, whole: bool
+) -> tuple[Settled | None, Settled | None]:
+    """What is settled, and with ``whole`` all of the prompt as it stands."""
+    settled = intake.settled(prompt, before)
+    return settled, intake.whole(prompt, settled) if whole and settled is not None else None
 
 
 def _text_of(prompt: OpenPrompt) -> str:

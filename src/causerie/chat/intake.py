@@ -13,7 +13,7 @@ from causerie.errors import ContextLengthExceeded, InvalidRequest, UnsupportedPa
 from causerie.text.growing import Settled
 from causerie.text.model import TextModel
 from causerie.text.turns import ChatEncoding, Seen
-from causerie.types import ChatPrompt, GenerationRequest, Prompt, SamplingParams, TextPrompt
+from causerie.types import ChatPrompt, GenerationRequest, Message, Prompt, SamplingParams, TextPrompt
 
 ENCODE_INLINE = 4096
 """Prompts of fewer characters are encoded on the event loop: handing them to a thread costs more."""
@@ -37,6 +37,7 @@ class Intake:
     def __init__(self, text: TextModel, info: EngineInfo, settings: Settings) -> None:
         self._text = text
         self._info = info
+        self._begun: dict[tuple[Message, ...], Settled] = {}
         self._max_output_tokens = settings.max_output_tokens
         self._default_max_tokens = settings.max_tokens
 
@@ -88,10 +89,17 @@ class Intake:
 
         def encode(shorter: ChatPrompt, limit: int) -> Encoded:
             dropped = len(prompt.messages) - len(shorter.messages)
-            chat = self._text.encode_after(shorter, seen, limit=limit)
+            chat = self._text.encode_after(shorter, seen, self._begun.get(shorter.messages), limit=limit)
             return Encoded(chat.ids, dropped, chat)
 
         return self._fitting(prompt, request.sampling.max_tokens, encode)
+
+    def begin(self, prompt: ChatPrompt, settled: Settled) -> None:
+        """Until ``forget``, let ``encode`` not encode again what was settled of ``prompt``."""
+        self._begun[prompt.messages] = settled
+
+    def forget(self, prompt: ChatPrompt) -> None:
+        self._begun.pop(prompt.messages, None)
 
     def settled(self, prompt: ChatPrompt | TextPrompt, before: Settled | None) -> Settled | None:
         """The ids that ``prompt`` begins with however its text goes on (``TextModel.settled``).
@@ -109,6 +117,20 @@ class Intake:
             )
         except InvalidRequest:
             return None
+
+    def whole(self, prompt: ChatPrompt | TextPrompt, settled: Settled) -> Settled | None:
+        """All of ``prompt`` as it stands, of which that much is settled. None where it has no template."""
+        if isinstance(prompt, TextPrompt):
+            return None
+        try:
+            chat = self._fitting(
+                prompt,
+                self._default_max_tokens,
+                lambda fitting, limit: self._text.encode_after(fitting, None, settled, limit=limit),
+            )
+        except InvalidRequest:
+            return None
+        return Settled(chat.ids, chat.rendered.text)
 
     def _fitting(self, prompt: ChatPrompt, max_tokens: int, encode: Callable[[ChatPrompt, int], T]) -> T:
         window = self._info.context_window

@@ -74,6 +74,11 @@ class EngineInfo:
     """Tokens are reused in whole blocks of this size; 0 where nothing is reused, so that ``prefill`` is useless."""
     takes_turns: bool = False
     """It reads long prompts in pieces by itself, in turn with others."""
+    partial_blocks: bool = False
+    """Whether a prompt that was read before is reused to its end, inside a block, where the next one goes on from it.
+
+    ``cached`` does not count that.
+    """
 
     def sequence_kv_tokens(self, prompt_tokens: int, max_tokens: int) -> int:
         """What one sequence may come to hold of the KV cache, in whole blocks."""

@@ -105,6 +105,7 @@ class OpenVINOEngine(SteppingEngine):
             max_sequences=config.max_sequences,
             parameters=_HONOURED if config.vocabulary is None else _HONOURED | {"json_schema"},
             prefix_block=BLOCK,
+            partial_blocks=True,
         )
 
     @property

@@ -103,24 +103,28 @@ class TextModel:
             )
         return ids
 
-    def encode_after(self, prompt: ChatPrompt, seen: Seen | None, *, limit: int | None = None) -> ChatEncoding:
+    def encode_after(
+        self, prompt: ChatPrompt, seen: Seen | None, begun: Settled | None = None, *, limit: int | None = None
+    ) -> ChatEncoding:
         """The conversation's ids, beginning with those that the model has ``seen`` of it where that is the same text.
 
         The ids say what ``encode``'s do, with the same control tokens in the same places; what was generated is
-        spelled as it was. Raises what ``encode`` raises.
+        spelled as it was. ``begun`` is what was ``settled`` while this prompt was written: only what is behind it is
+        encoded, where the tokenizer allows. Raises what ``encode`` raises.
         """
         messages = prompt.messages
         rendered = self._render(messages)
-        rest = None if seen is None else self._rest(messages, rendered, seen)
-        if seen is None or rest is None:
+        known = self._known(messages, rendered, seen, begun)
+        if known is None:
             ids = self._encode_rendered(messages, rendered, limit)
             miss = None if seen is None else seen.miss(self.fingerprint, messages, ids)
         else:
-            left = None if limit is None else max(0, limit - len(seen.ids))
+            head, others, behind = known
+            left = None if limit is None else max(0, limit - len(head))
             try:
-                ids, miss = [*seen.ids, *self._encode_rendered(*rest, left)], None
+                ids, miss = [*head, *self._encode_rendered(others, behind, left)], None
             except ContextLengthExceeded as error:
-                raise ContextLengthExceeded(len(seen.ids) + error.prompt_tokens, limit or 0) from None
+                raise ContextLengthExceeded(len(head) + error.prompt_tokens, limit or 0) from None
         if limit is not None and len(ids) > limit:
             raise ContextLengthExceeded(len(ids), limit)
         return ChatEncoding(messages, rendered, ids, miss)
@@ -263,6 +267,17 @@ class TextModel:
         if rendered.own is not None:
             return self._tokenizer.encode_plain(rendered.text, rendered.own, limit)
         return self._tokenizer.encode(rendered.text, limit)
+
+    def _known(
+        self, messages: Sequence[Message], rendered: Rendered, seen: Seen | None, begun: Settled | None
+    ) -> tuple[Sequence[int], Sequence[Message], Rendered] | None:
+        """Ids that the prompt begins with, and what is left to encode behind them; None where none are known."""
+        if begun is not None and begun.text and rendered.own is None and rendered.text.startswith(begun.text):
+            ids = () if seen is None else seen.ids
+            if tuple(begun.ids[: len(ids)]) == ids:
+                return begun.ids, messages, Rendered(rendered.text[len(begun.text) :])
+        rest = None if seen is None else self._rest(messages, rendered, seen)
+        return None if seen is None or rest is None else (seen.ids, *rest)
 
     def _rest(
         self, messages: Sequence[Message], rendered: Rendered, seen: Seen

@@ -102,28 +102,23 @@ async def test_what_was_read_ahead_is_where_the_prompt_is_sent(replicas: Callabl
     assert next(update for update in desk.updates if update.sequence == 4 and update.ids).cached_tokens == 224
 
 
-async def test_nothing_is_read_ahead_while_somebody_waits_at_the_engine(replicas: Callable[..., Replicas]) -> None:
+async def test_nothing_is_read_ahead_while_somebody_waits_at_the_engine_and_it_can_be_left(
+    replicas: Callable[..., Replicas],
+) -> None:
     desk = await started(replicas("a", script=endless))
     for number in range(3):  # Two of them fill the cache.
         desk.engine.submit(number, [number] * 100, SamplingParams(max_tokens=1900))
     await until(lambda: len({update.sequence for update in desk.updates}) == 2)
     desk.engine.prefill(9, list(range(64)))
+    desk.engine.prefill(10, list(range(64)))
     await asyncio.sleep(0.05)
-    assert not any(update.sequence == 9 for update in desk.updates)
+    assert not any(update.sequence in (9, 10) for update in desk.updates)
+    desk.engine.cancel(10)
+    assert (await desk.end(10)).ended is EndReason.CANCELLED
+    await until(lambda: desk.pool.readings[1].ended)
     waiting = ({0, 1, 2} - {update.sequence for update in desk.updates}).pop()
     desk.engine.cancel(waiting)
     assert (await desk.end(9)).ended is EndReason.PREFILLED
-
-
-async def test_what_is_read_ahead_can_be_left(replicas: Callable[..., Replicas]) -> None:
-    desk = await started(replicas("a"))
-    desk.engine.prefill(1, list(range(250)) * 16)
-    await until(lambda: bool(desk.pool.readings))
-    desk.engine.cancel(1)
-    assert (await desk.end(1)).ended is EndReason.CANCELLED
-    await until(lambda: desk.pool.readings[0].ended)
-    desk.engine.prefill(2, list(range(64)))
-    assert (await desk.end(2)).ended is EndReason.PREFILLED
 
 
 async def test_an_engine_that_is_lost_reads_nothing_ahead_and_says_so(replicas: Callable[..., Replicas]) -> None:

@@ -8,6 +8,7 @@
 Each first token stands over that of a prompt with 64 uncached tokens in the same run, and beside the same prompt's
 cold. All but the last are measured on the service itself. ``--full`` types the last half minute of every prompt at
 60 characters a second, as a fast typist does, and what is before it at ``--pace``; that takes some ten minutes.
+``--url`` names another server that speaks the OpenAI API (llama-server), for the same prompts cold there.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from itertools import pairwise
 import uvloop
 
 from benchmarks import prompts
-from benchmarks.load import Target
+from benchmarks.load import Target, run
 from benchmarks.report import Cell, finish, machine_line, table
 from benchmarks.server import Server
 from causerie.chat.build import build_service
@@ -260,12 +261,24 @@ async def on_server(target: Target, texts: Texts, arguments: argparse.Namespace)
     return rows
 
 
+def elsewhere(target: Target, texts: Texts, short: float, arguments: argparse.Namespace) -> list[tuple[Cell, ...]]:
+    """The same prompts on a server that reads nothing ahead, where all of them are cold."""
+    run(target, ["Warm up."], 1)
+    rows = []
+    for size in (SHORT, *arguments.sizes):
+        first = [1000 * run(target, [texts.of(size)], 1).first[0] for _ in range(arguments.rounds)]
+        rows.append(Findings(f"{arguments.name}, cold", size, None, first=first).row(short))
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="prompts, in tokens")
     parser.add_argument("--pace", type=float, default=2000.0, help="characters a second, typed alone and by HTTP")
     parser.add_argument("--pace-beside", type=float, default=800.0, help="the same beside four streams")
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--url", help="another server, running, for the same prompts cold there")
+    parser.add_argument("--name", default="llama-server", help="what it is called in the table")
     parser.add_argument("--full", action="store_true", help="60 characters a second at the end of each")
     arguments = parser.parse_args()
     arguments.typed = TYPED if arguments.full else 0
@@ -273,6 +286,7 @@ def main() -> None:
     with Server.causerie() as server:
         texts = Texts(lambda text: round(1.22 * len(text.split())) + 30)
         rows += uvloop.run(on_server(server.target, texts, arguments))
+    rows += elsewhere(Target(arguments.url, "default"), texts, short, arguments) if arguments.url else []
     print(machine_line() + "\n")
     print(f"A prompt of {SHORT} uncached tokens: {short:.0f} ms.\n")
     if arguments.full:

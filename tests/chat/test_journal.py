@@ -11,7 +11,7 @@ import pytest
 from causerie.chat.journal import Journal
 from causerie.chat.log import Numbered, ResponseLog
 from causerie.chat.records import ResponseRecord, Status
-from causerie.chat.store import Append, End, Retention, Write
+from causerie.chat.store import Append, End, EndedElsewhere, Retention, Write
 from causerie.chat.sweeper import Sweeper
 from causerie.errors import CauserieError, ConversationBusy, StoreError, StoreFull
 from causerie.types import Failed, Finished, FinishReason, Part, Started, TextDelta, Usage
@@ -36,6 +36,8 @@ class Disk:
         """Whether what fails is done all the same."""
         self.sweepable = False
         self.sweeps = 0
+        self.ended: set[str] = set()
+        """What another process has ended."""
 
     async def sweep(self, now: float, retention: Retention) -> int:
         self.sweeps += 1
@@ -66,6 +68,8 @@ class Disk:
         await self.open.wait()
         if self.error is not None and not self.carried_out:
             raise self.error
+        if lapsed := sorted({write.response for write in writes} & self.ended):
+            raise EndedElsewhere(lapsed)
         self.committed.append(list(writes))
         if self.error is not None:
             raise self.error
@@ -74,9 +78,9 @@ class Disk:
 class Stored:
     """A log on its way to a disk, and what its owner was told."""
 
-    def __init__(self, journal: Journal, id_: str = "r") -> None:
+    def __init__(self, journal: Journal, id_: str = "r", kept_as: str = "") -> None:
         self.broken: list[CauserieError] = []
-        record = ResponseRecord(id_, "", 0.0, "m", {}, (), "msg")
+        record = ResponseRecord(kept_as or id_, "", 0.0, "m", {}, (), "msg")
         self.closed = 0
         self.recording = journal.record(record, self._close)
         self.log = ResponseLog(
@@ -184,6 +188,22 @@ async def test_a_store_that_failed_otherwise_is_not_swept() -> None:
     with pytest.raises(StoreError):
         await stored.recording.begin(stored.log)
     assert not disk.sweeps
+
+
+async def test_what_another_process_has_ended_ends_alone_whatever_it_is_kept_as() -> None:
+    disk = Disk()
+    journal = journal_on(disk)
+    ended, other = Stored(journal, "a", kept_as="elsewhere"), Stored(journal, "b")
+    for stored in (ended, other):
+        await stored.recording.begin(stored.log)
+    disk.ended.add("elsewhere")
+    ended.log.append(delta("lost"))
+    other.log.append(delta("kept"))
+    await settle()
+    assert [error.code for error in ended.broken] == ["store_unavailable"]
+    assert await anext(other.log.reader()) == (1, delta("kept"))
+    assert not other.broken
+    await journal.settle()
 
 
 async def test_a_record_that_is_refused_ends_the_log_and_raises() -> None:

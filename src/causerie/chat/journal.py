@@ -160,7 +160,7 @@ class Journal:
             await self._sweeper.with_room(partial(self._store.write, writes))
         except EndedElsewhere as error:
             self._pending = [*batch, *self._pending]
-            self._lose([entry for entry in batch if entry.log.id in error.responses], error)
+            self._lose([entry for entry in batch if entry.recording.record.id in error.responses], error)
         except Exception as error:
             if not isinstance(error, StoreError):
                 logger.exception("the store failed in an unforeseen way")

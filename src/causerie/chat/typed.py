@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-
 from causerie.errors import TypedTextLimit
 
 
@@ -12,7 +10,7 @@ class TypedText:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._held: defaultdict[str, int] = defaultdict(int)
+        self._held: dict[str, int] = {}
 
     def share(self, owner: str) -> Share:
         """A new part of what ``owner`` may hold; nothing yet."""
@@ -22,7 +20,7 @@ class TypedText:
         return self._held.get(owner, 0)
 
     def _add(self, owner: str, characters: int) -> None:
-        held = self._held[owner] + characters
+        held = self.held(owner) + characters
         if characters > 0 and held > self._limit:
             raise TypedTextLimit(
                 f"With this, {held} characters would be typed and not committed yet under this key, on all its "

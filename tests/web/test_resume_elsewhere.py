@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
 import pytest
 from redis.asyncio import Redis
 
@@ -362,3 +364,55 @@ async def test_a_redis_that_goes_away_ends_it_once_and_leaves_the_others_alone()
             assert failed.count(b'"error"') == 1 and b"[DONE]" not in failed
             refused = await send(here, "POST", CHAT, chat_body(on_disconnect="continue"))
             assert await refused.head() == 503
+
+
+@pytest.mark.usefixtures("redis")
+@pytest.mark.parametrize("wish", [{}, {"on_disconnect": "grace(30)"}])
+async def test_a_stored_response_is_read_on_every_route_at_both_servers(redis_url: str, wish: dict[str, str]) -> None:
+    async with two_servers(redis_url) as two:
+        first = await two.begin("ignored", "/v1/responses", **wish)
+        two.permits.give(9)
+        had = await read_until(first, lambda data: re.search(rb"resp_[0-9a-f]+", data) and b"output_text.delta" in data)
+        match = re.search(rb"resp_[0-9a-f]+", had)
+        assert match is not None
+        id_ = match[0].decode()
+        paths = (f"{CHAT}/{id_}?stream=true", f"{CHAT}/{id_}", f"/v1/completions/{id_}", f"/streams/{id_}")
+        reading = [asyncio.create_task(again(url, path)) for url in (two.here, two.there) for path in paths]
+        await asyncio.sleep(0)
+        two.permits.give(1000)
+        await first.body()
+        after = [await again(url, path) for url in (two.here, two.there) for path in paths]
+        for index, (status, body) in enumerate([*await asyncio.gather(*reading), *after]):
+            assert status == 200
+            match index % 4:
+                case 0:
+                    assert text_of(body) == ANSWER and body.endswith(b"data: [DONE]\n\n")
+                case 1:
+                    assert orjson.loads(body)["choices"][0]["message"]["content"] == ANSWER
+                case 2:
+                    assert orjson.loads(body)["choices"][0]["text"] == ANSWER
+                case 3:
+                    assert body.decode() == ANSWER
+
+
+@pytest.mark.usefixtures("redis")
+async def test_a_stored_response_is_stopped_as_a_stream_at_another_server(redis_url: str) -> None:
+    async with two_servers(redis_url, endless) as two:
+        first = await two.begin("ignored", "/v1/responses")
+        two.permits.give(9)
+        had = await read_until(first, lambda data: re.search(rb"resp_[0-9a-f]+", data) and b"output_text.delta" in data)
+        match = re.search(rb"resp_[0-9a-f]+", had)
+        assert match is not None
+        path = f"/streams/{match[0].decode()}"
+        stop = await send(two.there, "DELETE", path)
+        assert await stop.head() == 200
+        assert orjson.loads(await stop.body())["cancelled"] is True
+        assert b"event: response.incomplete" in await first.body()
+        two.permits.give(100)
+        stop = await send(two.there, "DELETE", path)
+        assert await stop.head() == 200
+        assert orjson.loads(await stop.body())["cancelled"] is False
+        unknown = await send(two.there, "DELETE", "/streams/resp_0")
+        assert await unknown.head() == 404
+        await unknown.body()
+        await until_idle(two.service)

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeVar
 
-from causerie.chat.graced import GracedStreams
+from causerie.chat.graced import GracedStream, GracedStreams
 from causerie.chat.journal import Journal, Recording
 from causerie.chat.log import EventReader, Numbered, ResponseLog, read_out
 from causerie.chat.memory import Memory
@@ -25,8 +25,8 @@ from causerie.chat.store import Retention, Store
 from causerie.chat.stored_reader import Kept
 from causerie.chat.stores import refusals
 from causerie.chat.sweeper import Sweeper
-from causerie.errors import PreviousResponseRunning, RecordUnreadable, ResponseNotFound
-from causerie.types import CancelCause, GenerationRequest, OnDisconnect, PrefillProgress, Started
+from causerie.errors import PreviousResponseRunning, RecordUnreadable, ResponseNotFound, StreamExpired
+from causerie.types import CancelCause, GenerationRequest, OnDisconnect, PrefillProgress, Started, TextDelta
 
 T = TypeVar("T")
 
@@ -159,6 +159,30 @@ class Archive:
         ended_at = None if found.outcome is None else found.outcome.ended
         kept = Kept(self.store, owner, id_, await self.store.events(owner, id_), ended_at)
         return Stream(found, list(kept.events), kept.reader, lambda: kept.ended_at or 0.0)
+
+    async def find_any(self, owner: str, id_: str) -> GracedStream:
+        """Stored or not. Raises ResponseNotFound, StreamExpired, StoreError."""
+        try:
+            return await self.graced.find(owner, id_)
+        except (ResponseNotFound, StreamExpired) as error:
+            found = await self._stored(owner, id_, error)
+        logprobs = any(part.logprobs for _, event in found.history if type(event) is TextDelta for part in event.parts)
+        return GracedStream(id_, int(found.record.created), 1, logprobs, found.history, found.reader)
+
+    async def cancel_any(self, owner: str, id_: str) -> bool:
+        """Stop it, stored or not, wherever it is generated; whether it was running. Raises what ``find_any`` raises."""
+        try:
+            return await self.graced.cancel(owner, id_)
+        except (ResponseNotFound, StreamExpired) as error:
+            found = await self._stored(owner, id_, error)
+        await self.cancel(owner, id_)
+        return found.status in (Status.IN_PROGRESS, Status.QUEUED)
+
+    async def _stored(self, owner: str, id_: str, otherwise: Exception) -> Stream:
+        try:
+            return await self.find(owner, id_)
+        except ResponseNotFound:
+            raise otherwise from None
 
     def log(self, owner: str, id_: str) -> ResponseLog | None:
         """Of a response that this process generates."""

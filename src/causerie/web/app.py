@@ -58,11 +58,11 @@ class App:
         self._sockets = ResponseSockets(service, archive)
         self._chatbot = Chatbot(service, archive, FramedChat(service, archive, self._sockets))
         models = Models(service)
-        textbot = Textbot(service, archive.graced)
+        textbot = Textbot(service, archive)
         responses = Responses(service, archive)
         talks = Conversations(archive, service.settings)
-        chat = Completions(service, archive.graced, "chat", parse_chat)
-        text = Completions(service, archive.graced, "text", parse_completion)
+        chat = Completions(service, archive, "chat", parse_chat)
+        text = Completions(service, archive, "text", parse_completion)
         self._router = Router(
             [
                 Route("/", textbot, methods=["POST", "PUT"]),

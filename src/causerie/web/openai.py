@@ -12,7 +12,8 @@ import orjson
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from causerie.chat.graced import GracedStream, GracedStreams
+from causerie.chat.archive import Archive
+from causerie.chat.graced import GracedStream
 from causerie.chat.log import EventReader
 from causerie.chat.service import ChatService
 from causerie.errors import InvalidRequest, ModelNotFound
@@ -63,12 +64,12 @@ class Completions:
     def __init__(
         self,
         service: ChatService,
-        graced: GracedStreams,
+        archive: Archive,
         kind: Kind,
         parse: Callable[[bytes, Limits], CompletionCall],
     ) -> None:
         self._service = service
-        self._graced = graced
+        self._archive = archive
         self._kind = kind
         self._parse = parse
 
@@ -86,7 +87,7 @@ class Completions:
             await self._resume(*parse_event_id(again.decode("latin-1")), call.include_usage, scope, receive, send)
             return
         request = replace(call.request(request_id), owner=owner_of(scope), on_disconnect=on_disconnect)
-        log = await self._graced.create(request)
+        log = await self._archive.graced.create(request)
         reader = log.reader()
         heading = self._heading(log.id, log.created, request.n, logprobs=request.sampling.logprobs is not None)
         if not call.stream:
@@ -99,7 +100,7 @@ class Completions:
             await self._stream(reader, encoder, request_id, scope, receive, send)
 
     async def read_again(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """``GET …/{id}``: a stream that outlives its readers, from ``starting_after`` or ``Last-Event-ID`` on."""
+        """``GET …/{id}``: what is stored or outlives its readers, from ``starting_after`` or ``Last-Event-ID`` on."""
         query = parse_again(scope["query_string"])
         id_, place = scope["path_params"]["id"], query.place
         if (again := header(scope, b"last-event-id")) is not None:
@@ -109,13 +110,13 @@ class Completions:
         if query.stream or again is not None:
             await self._resume(id_, place, query.include_usage, scope, receive, send)
             return
-        stream = await self._graced.find(owner_of(scope), id_)
+        stream = await self._archive.find_any(owner_of(scope), id_)
         await self._answer_whole(stream.reader(0), self._heading_of(stream), scope, receive, send)
 
     async def _resume(
         self, id_: str, place: Place, include_usage: bool, scope: Scope, receive: Receive, send: Send
     ) -> None:
-        stream = await self._graced.find(owner_of(scope), id_)
+        stream = await self._archive.find_any(owner_of(scope), id_)
         check_place(place, stream.history)
         chunks = NumberedChunks(self._heading_of(stream), include_usage=include_usage, place=place)
         encoder = NumberedStream(chunks)

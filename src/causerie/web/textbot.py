@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from starlette.types import Receive, Scope, Send
 
-from causerie.chat.graced import GracedStreams
+from causerie.chat.archive import Archive
 from causerie.chat.log import EventReader
 from causerie.chat.service import ChatService
 from causerie.errors import InvalidRequest
@@ -32,9 +32,9 @@ TEXT_HEADERS = [
 
 
 class Textbot:
-    def __init__(self, service: ChatService, graced: GracedStreams) -> None:
+    def __init__(self, service: ChatService, archive: Archive) -> None:
         self._service = service
-        self._graced = graced
+        self._archive = archive
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         service, request_id = self._service, scope["state"]["request_id"]
@@ -45,11 +45,11 @@ class Textbot:
             await self._read_again(*parse_event_id(again.decode("latin-1")), scope, receive, send)
             return
         request = replace(call.request(request_id), owner=owner_of(scope), on_disconnect=on_disconnect)
-        log = await self._graced.create(request)
+        log = await self._archive.graced.create(request)
         await self._send(log.reader(), request_id, scope, receive, send)
 
     async def read_again(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """A stream that outlives its readers, of whatever route, as text: whole, or from a place on as events."""
+        """What is stored or outlives its readers, of any route, as text: whole, or from a place on as events."""
         place = parse_place_query(scope["query_string"])
         id_ = scope["path_params"]["id"]
         if (again := header(scope, b"last-event-id")) is not None:
@@ -59,13 +59,13 @@ class Textbot:
         await self._read_again(id_, place, scope, receive, send)
 
     async def cancel(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Stop a stream that outlives its readers; one that has ended stays as it is."""
+        """Stop a stream that is stored or outlives its readers; one that has ended stays as it is."""
         id_ = scope["path_params"]["id"]
-        running = await self._graced.cancel(owner_of(scope), id_)
+        running = await self._archive.cancel_any(owner_of(scope), id_)
         await send_json({"id": id_, "object": "stream", "cancelled": running}, scope, receive, send)
 
     async def _read_again(self, id_: str, place: Place, scope: Scope, receive: Receive, send: Send) -> None:
-        stream = await self._graced.find(owner_of(scope), id_)
+        stream = await self._archive.find_any(owner_of(scope), id_)
         if stream.n > 1:
             raise InvalidRequest(f"The stream has {stream.n} choices; text has place for one. Read it as completions.")
         check_place(place, stream.history)

@@ -2,7 +2,8 @@
 
 - *typed*: a prompt arrives at ``--pace`` characters a second and is committed 50 ms after the last;
 - *pasted*: all of it at once, committed three seconds later;
-- *beside four streams*: typed while four answers are written; what their readers saw of it meanwhile;
+- *beside four streams*: typed while four answers are written; what their readers saw of it meanwhile, and for as long
+  before anything was typed;
 - *HTTP body*: the same text through ``PUT /`` of a server, chunk by chunk, against a short prompt there.
 
 Each first token stands over that of a prompt with 64 uncached tokens in the same run, and beside the same prompt's
@@ -48,12 +49,12 @@ AFTER_PASTE = 3.0
 STREAMS = 4
 APART = 8
 """Tokens by which their prompts differ: people do not all begin a block of the cache in the same step."""
-SETTLED = 2.0
-"""Seconds after which the streams' gaps are looked at, and for how long before anything is typed."""
+SETTLED = 4.0
+"""Seconds after which the streams' gaps are looked at, for as long as the typing will take, then while it does."""
 HEADERS = ("prompt", "tokens", "typed at, characters/s", "read at commit", "first token, ms", "÷ short", "cold, ms")
 BESIDE_HEADERS = (
-    *("tokens", "characters/s", "longest gap before, ms", "median meanwhile", "p99", "longest"),
-    *("longest - median", "read at commit", "first token, ms"),
+    *("tokens", "characters/s", "gap alone, ms", "p99 above it", "longest above it"),
+    *("gap meanwhile", "p99 above", "longest above", "read at commit", "first token, ms"),
 )
 
 
@@ -165,7 +166,7 @@ class Desk:
                         times.append(time.perf_counter())
 
         readers = [asyncio.create_task(read(log, times)) for log, times in zip(logs, arrivals, strict=True)]
-        await asyncio.sleep(2 * SETTLED)
+        await asyncio.sleep(SETTLED)
         try:
             yield arrivals
         finally:
@@ -175,14 +176,23 @@ class Desk:
 
     async def beside(self, tokens: int, pace: float) -> tuple[Cell, ...]:
         """A row: what four streams' readers saw while a prompt was typed, and what was read of it."""
+        text = self.texts.of(tokens)
         async with self.streams() as arrivals:
-            undisturbed = max(_gaps(arrivals, time.perf_counter() - SETTLED, time.perf_counter()))
             begin = time.perf_counter()
-            share, first = await self.type(self.texts.of(tokens), pace)
+            async for _ in at_pace(text, pace, self._typed):
+                pass
+            alone = sorted(_gaps(arrivals, begin, time.perf_counter()))
+            begin = time.perf_counter()
+            share, first = await self.type(text, pace)
             gaps = sorted(_gaps(arrivals, begin, time.perf_counter() - first / 1000))
-        median = statistics.median(gaps)
-        milliseconds = [1000 * value for value in (undisturbed, median, gaps[int(0.99 * len(gaps))], gaps[-1])]
-        return (tokens, f"{pace:g}", *milliseconds, 1000 * (gaps[-1] - median), f"{100 * share:.0f} %", first)
+        row: list[Cell] = [tokens, f"{pace:g}"]
+        for sample in (alone, gaps):
+            median = statistics.median(sample)
+            row += [
+                1000 * median,
+                *(1000 * (longest - median) for longest in (sample[int(0.99 * len(sample))], sample[-1])),
+            ]
+        return (*row, f"{100 * share:.0f} %", first)
 
 
 async def at_pace(text: str, pace: float, typed: int = 0) -> AsyncIterator[str]:

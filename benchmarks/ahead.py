@@ -105,6 +105,8 @@ class Desk:
         self._service = service
         self._typed = typed
         self._numbers = itertools.count()
+        self.shorts: list[float] = []
+        """Milliseconds to the first text of prompts of ``SHORT`` tokens, between the others."""
         self.texts = Texts(lambda text: len(service.text.encode(_prompt(text))))
 
     async def answer(self, prompt: ChatPrompt, tokens: int = 1) -> ResponseLog:
@@ -140,9 +142,6 @@ class Desk:
         finally:
             typing.close()
 
-    async def short(self, rounds: int) -> float:
-        return statistics.median([await self.first(_prompt(self.texts.of(SHORT))) for _ in range(3 * rounds)])
-
     async def measure(self, kind: str, tokens: int, pace: float | None, rounds: int) -> Findings:
         findings = Findings(kind, tokens, pace)
         for _ in range(rounds):
@@ -150,6 +149,7 @@ class Desk:
             findings.share.append(share)
             findings.first.append(first)
             findings.cold.append(await self.first(_prompt(self.texts.of(tokens))))
+            self.shorts += [await self.first(_prompt(self.texts.of(SHORT))) for _ in range(3)]
         return findings
 
     @asynccontextmanager
@@ -247,11 +247,11 @@ async def on_service(arguments: argparse.Namespace) -> tuple[float, list[tuple[C
     try:
         desk = Desk(service, arguments.typed)
         await desk.first(_prompt("Warm up."))
-        short = await desk.short(arguments.rounds)
         rounds = arguments.rounds
         found = [await desk.measure("typed", size, arguments.pace, rounds) for size in arguments.sizes]
         found += [await desk.measure("pasted", size, None, rounds) for size in arguments.sizes]
         beside = [await desk.beside(size, arguments.pace_beside) for size in arguments.sizes]
+        short = statistics.median(desk.shorts)
         return short, [findings.row(short) for findings in found], beside
     finally:
         await service.stop()

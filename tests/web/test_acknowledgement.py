@@ -131,6 +131,8 @@ async def test_a_whole_answer_is_kept_whole_whatever_was_acknowledged() -> None:
     async with serving(talker.service) as (url, client), framed(url) as chat:
         id_, number = await talker.begin(chat)
         await ack(chat, id_, sequence_number=number - 3)
+        await ack(chat, id_, text_end=0)  # Its answer says that the one before was taken in.
+        assert (await chat.event("error"))["error"]["code"] == "invalid_value"
         talker.permits.give(5000)
         response = await chat.end()
         assert (response["status"], text_of(response)) == ("completed", TALK * 20)

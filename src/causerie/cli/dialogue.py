@@ -75,7 +75,7 @@ class PlainDialogue:
                 self._conversation.record(text, "".join(said))
 
     async def aclose(self) -> None:
-        self.show("")
+        """Nothing is held."""
 
 
 class LocalDialogue(PlainDialogue):

@@ -16,14 +16,23 @@ from causerie.chat.archive import Archive
 from causerie.chat.graced import GracedStream
 from causerie.chat.log import EventReader
 from causerie.chat.service import ChatService
-from causerie.errors import InvalidRequest, ModelNotFound
+from causerie.errors import ModelNotFound
 from causerie.types import Event, Finished, PrefillProgress, Queued, Started, TextDelta
 from causerie.web.errors import error_body
-from causerie.web.requests import header, id_header, owner_of, read_body
-from causerie.web.streams import Encoder, StreamedAnswer, check_place, error_of, read_to_end, wanted_on_disconnect
+from causerie.web.requests import id_header, owner_of, read_body
+from causerie.web.streams import (
+    Encoder,
+    StreamedAnswer,
+    check_place,
+    error_of,
+    last_event,
+    last_place,
+    read_to_end,
+    wanted_on_disconnect,
+)
 from causerie.wire import sse
 from causerie.wire.completions import CompletionCall
-from causerie.wire.disconnect import Place, parse_again, parse_event_id
+from causerie.wire.disconnect import Place, parse_again
 from causerie.wire.fields import shown
 from causerie.wire.openai import (
     Chunks,
@@ -82,9 +91,9 @@ class Completions:
             else await asyncio.to_thread(self._parse, body, limits)
         )
         on_disconnect = wanted_on_disconnect(scope, call.on_disconnect)
-        again = header(scope, b"last-event-id")
+        again = last_event(scope)
         if again is not None:
-            await self._resume(*parse_event_id(again.decode("latin-1")), call.include_usage, scope, receive, send)
+            await self._resume(*again, call.include_usage, scope, receive, send)
             return
         request = replace(call.request(request_id), owner=owner_of(scope), on_disconnect=on_disconnect)
         log = await self._archive.graced.create(request)
@@ -102,13 +111,10 @@ class Completions:
     async def read_again(self, scope: Scope, receive: Receive, send: Send) -> None:
         """``GET …/{id}``: what is stored or outlives its readers, from ``starting_after`` or ``Last-Event-ID`` on."""
         query = parse_again(scope["query_string"])
-        id_, place = scope["path_params"]["id"], query.place
-        if (again := header(scope, b"last-event-id")) is not None:
-            named, place = parse_event_id(again.decode("latin-1"))
-            if named != id_:
-                raise InvalidRequest("'Last-Event-ID' is of another stream than the path.", param="Last-Event-ID")
+        id_ = scope["path_params"]["id"]
+        again = last_place(scope, id_)
         if query.stream or again is not None:
-            await self._resume(id_, place, query.include_usage, scope, receive, send)
+            await self._resume(id_, again or query.place, query.include_usage, scope, receive, send)
             return
         stream = await self._archive.find_any(owner_of(scope), id_)
         await self._answer_whole(stream.reader(0), self._heading_of(stream), scope, receive, send)

@@ -19,7 +19,7 @@ from causerie.errors import Cancelled, CauserieError, InvalidRequest
 from causerie.types import Event, Failed, Finished, FinishReason, OnDisconnect, TextDelta
 from causerie.web.pulse import Pulse
 from causerie.web.requests import ClientGone, header
-from causerie.wire.disconnect import Place, parse_on_disconnect
+from causerie.wire.disconnect import Place, parse_event_id, parse_on_disconnect
 
 logger = logging.getLogger("causerie.web")
 
@@ -61,6 +61,23 @@ def wanted_on_disconnect(scope: Scope, field: OnDisconnect | None) -> OnDisconne
     if field is not None or value is None:
         return field or OnDisconnect()
     return parse_on_disconnect(value.decode("latin-1"), "X-On-Disconnect")
+
+
+def last_event(scope: Scope) -> tuple[str, Place] | None:
+    """The stream that ``Last-Event-ID`` names, and the place in it. Raises InvalidRequest."""
+    value = header(scope, b"last-event-id")
+    return None if value is None else parse_event_id(value.decode("latin-1"))
+
+
+def last_place(scope: Scope, id_: str) -> Place | None:
+    """The place that it names in the stream ``id_``. Raises InvalidRequest, also where it names another stream."""
+    found = last_event(scope)
+    if found is None:
+        return None
+    named, place = found
+    if named != id_:
+        raise InvalidRequest("'Last-Event-ID' is of another stream than the path.", param="Last-Event-ID")
+    return place
 
 
 def check_place(place: Place, history: Sequence[Numbered]) -> None:

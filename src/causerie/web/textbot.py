@@ -18,9 +18,9 @@ from causerie.errors import InvalidRequest
 from causerie.types import Event, TextDelta
 from causerie.web.openai import EVENT_STREAM_HEADERS, NumberedStream, limits_of
 from causerie.web.requests import Body, header, owner_of, send_json
-from causerie.web.streams import StreamedAnswer, check_place, error_of, wanted_on_disconnect
+from causerie.web.streams import StreamedAnswer, check_place, error_of, last_event, last_place, wanted_on_disconnect
 from causerie.wire import sse
-from causerie.wire.disconnect import START, Place, parse_event_id, parse_place_query
+from causerie.wire.disconnect import START, Place, parse_place_query
 from causerie.wire.textbot import StreamedText, TextCall, TextEvents, parse_streamed, parse_textbot
 
 TEXT_HEADERS = [
@@ -40,9 +40,9 @@ class Textbot:
         service, request_id = self._service, scope["state"]["request_id"]
         call = await self._read(scope, Body(scope, receive, service.settings))
         on_disconnect = wanted_on_disconnect(scope, call.on_disconnect)
-        again = header(scope, b"last-event-id")
+        again = last_event(scope)
         if again is not None:
-            await self._read_again(*parse_event_id(again.decode("latin-1")), scope, receive, send)
+            await self._read_again(*again, scope, receive, send)
             return
         request = replace(call.request(request_id), owner=owner_of(scope), on_disconnect=on_disconnect)
         log = await self._archive.graced.create(request)
@@ -52,11 +52,7 @@ class Textbot:
         """What is stored or outlives its readers, of any route, as text: whole, or from a place on as events."""
         place = parse_place_query(scope["query_string"])
         id_ = scope["path_params"]["id"]
-        if (again := header(scope, b"last-event-id")) is not None:
-            named, place = parse_event_id(again.decode("latin-1"))
-            if named != id_:
-                raise InvalidRequest("'Last-Event-ID' is of another stream than the path.", param="Last-Event-ID")
-        await self._read_again(id_, place, scope, receive, send)
+        await self._read_again(id_, last_place(scope, id_) or place, scope, receive, send)
 
     async def cancel(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Stop a stream that is stored or outlives its readers; one that has ended stays as it is."""

@@ -16,7 +16,7 @@ from causerie.config import Settings
 from causerie.engines.scripted import IM_END, ScriptedEngine
 from causerie.types import SamplingParams
 from tests.cli.command import SCRIPTED, causerie, one_line, serving
-from tests.cli.terminal import CTRL_C, CTRL_D, terminal
+from tests.cli.terminal import CTRL_C, CTRL_D, Terminal, terminal
 
 LONG = "tide " * 150
 
@@ -59,26 +59,25 @@ def test_a_turn_that_never_fits_says_so_and_leaves_the_chat_open() -> None:
 LINE = "The harbour was quiet that morning, and two boats lay against the wall. " * 6
 
 
+def _stop_and_go_on(screen: Terminal) -> None:
+    screen.type(LONG + "\n")
+    screen.wait_for("You said: tide")
+    screen.type(CTRL_C)
+    screen.wait_for(r"\(stopped\)\n> ")
+    screen.type("hello\n")
+    screen.wait_for("You said: hello.*this way.\n> ")
+
+
 def test_a_conversation_with_a_server_survives_ctrl_c() -> None:
     with serving() as (_, url), terminal("chat", "--server", url) as screen:
         screen.wait_for("> ")
-        screen.type(LONG + "\n")
-        screen.wait_for("You said: tide")
-        screen.type(CTRL_C)
-        screen.wait_for(r"\(stopped\)\n> ")
-        screen.type("hello\n")
-        screen.wait_for("You said: hello.*this way.\n> ")
+        _stop_and_go_on(screen)
 
 
 def test_ctrl_c_stops_the_answer_and_not_the_program() -> None:
     with terminal("chat", *SCRIPTED) as screen:
         screen.wait_for("Talking to scripted.*\n> ")
-        screen.type(LONG + "\n")
-        screen.wait_for("You said: tide")
-        screen.type(CTRL_C)
-        screen.wait_for(r"\(stopped\)\n> ")
-        screen.type("hello\n")
-        screen.wait_for("You said: hello.*this way.\n> ")
+        _stop_and_go_on(screen)
         screen.type(CTRL_D)
         assert screen.end() == 0
 

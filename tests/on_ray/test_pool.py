@@ -111,7 +111,8 @@ async def test_nothing_is_read_ahead_while_somebody_waits_at_the_engine_and_it_c
     await until(lambda: len({update.sequence for update in desk.updates}) == 2)
     desk.engine.prefill(9, list(range(64)))
     desk.engine.prefill(10, list(range(64)))
-    await asyncio.sleep(0.05)
+    steps = len(desk.updates)
+    await until(lambda: len(desk.updates) > steps + 20)
     assert not any(update.sequence in (9, 10) for update in desk.updates)
     desk.engine.cancel(10)
     assert (await desk.end(10)).ended is EndReason.CANCELLED

@@ -22,15 +22,21 @@ TERMINALS = ("response.completed", "response.incomplete", "response.failed")
 
 
 @asynccontextmanager
-async def connected(service: ChatService) -> AsyncIterator[tuple[AsyncOpenAI, AsyncResponsesConnection]]:
+async def serving(service: ChatService) -> AsyncIterator[tuple[str, AsyncOpenAI]]:
+    """A server's URL, and a client of it. Nothing runs there at the end."""
     async with (
         asyncio.timeout(30),
         running_server(service) as url,
         AsyncOpenAI(base_url=f"{url}/v1", api_key="x", max_retries=0) as client,
-        client.responses.connect() as connection,
     ):
+        yield url, client
+        await until_idle(service)
+
+
+@asynccontextmanager
+async def connected(service: ChatService) -> AsyncIterator[tuple[AsyncOpenAI, AsyncResponsesConnection]]:
+    async with serving(service) as (_, client), client.responses.connect() as connection:
         yield client, connection
-    await until_idle(service)
 
 
 def recalling(**engine: Any) -> ChatService:

@@ -12,8 +12,9 @@ from websockets.asyncio.client import connect
 
 from causerie.chat.service import ChatService
 from tests.support.http import send
+from tests.support.response_socket import serving
 from tests.support.service import Permits, says, service_with, until_idle
-from tests.web.test_framed_chat import Framed, framed, said_in, serving, text_of
+from tests.web.test_framed_chat import Framed, framed, said_in, text_of
 
 TALK = "Grüße 🦁, wie geht's? "
 

@@ -17,7 +17,6 @@ from websockets.typing import Subprotocol
 
 from causerie.chat.build import build_archive
 from causerie.chat.records import ConversationRecord
-from causerie.chat.service import ChatService
 from causerie.config import Settings
 from causerie.types import Finished, FinishReason
 from causerie.web.chatbot import Session
@@ -27,10 +26,9 @@ from causerie.web.streams import CONNECTION
 from causerie.web.talks import KeptTalk
 from causerie.wire.chat_socket import SENTINEL
 from causerie.wire.textbot import parse_socket
+from tests.support.response_socket import TERMINALS, serving
 from tests.support.server import running_server
-from tests.support.service import Permits, endless, says, service_with, until, until_idle
-
-TERMINALS = ("response.completed", "response.incomplete", "response.failed")
+from tests.support.service import Permits, endless, says, service_with, until
 
 
 class Framed:
@@ -74,17 +72,6 @@ async def framed(url: str, query: str = "") -> AsyncIterator[Framed]:
         created = await client.event("session.created")
         client.conversation = created["session"]["conversation"]["id"]
         yield client
-
-
-@asynccontextmanager
-async def serving(service: ChatService) -> AsyncIterator[tuple[str, AsyncOpenAI]]:
-    async with (
-        asyncio.timeout(30),
-        running_server(service) as url,
-        AsyncOpenAI(base_url=f"{url}/v1", api_key="x", max_retries=0) as client,
-    ):
-        yield url, client
-        await until_idle(service)
 
 
 async def said_in(client: AsyncOpenAI, conversation: str) -> list[tuple[str, str]]:

@@ -12,7 +12,7 @@ from openai.resources.responses.responses import AsyncResponsesConnection
 from causerie.wire.response_socket import MAX_LANES
 from tests.support.response_socket import EVENT, TERMINALS, connected, recalling, text_of, to_end, until_type
 from tests.support.server import running_server
-from tests.support.service import Permits, endless, says, service_with, until_idle
+from tests.support.service import Permits, endless, says, service_with, until, until_idle
 
 ANSWER = "Ein Löwe 🦁 läuft durch den Wald."
 LANES = ResponsesWebSocketLimits(
@@ -236,8 +236,7 @@ async def test_the_client_reconnects_and_goes_on_from_what_is_stored() -> None:
         connection._connection.transport.abort()
         waiting = asyncio.ensure_future(anext(events))
         before = connection._connection
-        while connection._connection is before:  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
+        await until(lambda: connection._connection is not before)
         await connection.response.create(model="default", input="Who am I?", previous_response_id=first)
         assert (await waiting).type == "response.created"
         async for event in events:

@@ -58,6 +58,7 @@ SCHEMAS: dict[str, Any] = {
         long={"type": "string", "minLength": 20, "maxLength": 40},
         maybe={"type": ["string", "null"], "maxLength": 17},
     ),
+    "letters before digits": record(**{"Müde Größe": {"enum": ["é1 çb", "ße"]}, "½a": {"const": "\x7fF"}}),
     "names": record(**{'naïve "quoted" \\ \n 😀': {"enum": ['日本\t"x"', "😀"]}}),
 }
 

@@ -15,6 +15,8 @@ from collections.abc import Iterable
 from itertools import groupby, takewhile
 from typing import Any, TypeAlias
 
+from causerie.engines.ebnf import literal
+
 Schema: TypeAlias = dict[str, Any]
 
 _BLOCK = 16
@@ -109,7 +111,7 @@ class _Grammar:
         # ``after``: something was said before this property; ``first``: nothing was.
         after = first = '""'
         for name, value in reversed(schema["properties"].items()):
-            member = f"{_literal(_json(name) + ': ')} {self._expression(value)}"
+            member = f"{literal(_json(name) + ': ')} {self._expression(value)}"
             following = "" if after == '""' else self._rule(after)
             here, alone = f'", " {member} {following}', f"{member} {following}"
             if name in schema["required"]:
@@ -197,7 +199,7 @@ class _Grammar:
             same = list(group)
             common = _common(same[0], same[-1])
             rest = [text[len(common) :] for text in same]
-            ways.append(_literal(common) + (f" {self._rule(self._one_of(rest))}" if first and rest != [""] else ""))
+            ways.append(literal(common) + (f" {self._rule(self._one_of(rest))}" if first and rest != [""] else ""))
         return _either(ways)
 
 
@@ -232,8 +234,3 @@ def _times(low: int, high: int | None) -> str:
 
 def _json(value: object) -> str:
     return json.dumps(value, ensure_ascii=False)
-
-
-def _literal(text: str) -> str:
-    """``text`` as EBNF quotes it; JSON's own text holds no control character."""
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -110,7 +110,7 @@ class Desk:
         self.texts = Texts(lambda text: len(service.text.encode(_prompt(text))))
 
     async def answer(self, prompt: ChatPrompt, tokens: int = 1) -> ResponseLog:
-        sampling = SamplingParams(max_tokens=tokens, temperature=0.0, ignore_eos=True)
+        sampling = SamplingParams(max_tokens=tokens, min_tokens=tokens, temperature=0.0)
         return await self._service.create(GenerationRequest(f"b{next(self._numbers)}", prompt, sampling))
 
     async def first(self, prompt: ChatPrompt) -> float:

@@ -54,6 +54,7 @@ class Noting(ScriptedEngine):
         super().__init__(support.endless, **options)
         self._info = replace(self._info, partial_blocks=partial_blocks)
         self.pieces: list[list[int]] = []
+        self.gently: list[bool] = []
         self.submitted: list[list[int]] = []
         self.order: list[str] = []
 
@@ -61,9 +62,10 @@ class Noting(ScriptedEngine):
     def lengths(self) -> list[int]:
         return [len(piece) for piece in self.pieces]
 
-    def prefill(self, sequence: int, prompt: Sequence[int]) -> None:
+    def prefill(self, sequence: int, prompt: Sequence[int], *, gently: bool = False) -> None:
         self.pieces.append(list(prompt))
-        super().prefill(sequence, prompt)
+        self.gently.append(gently)
+        super().prefill(sequence, prompt, gently=gently)
 
     def submit(self, sequence: int, prompt: Sequence[int], sampling: SamplingParams) -> None:
         self.submitted.append(list(prompt))
@@ -237,6 +239,70 @@ async def test_pieces_are_small_while_answers_are_written() -> None:
         await until(lambda: len(here.engine.pieces) > 3)
         assert here.engine.lengths[:4] == [BESIDE_STREAMS * count for count in (1, 2, 3, 4)]
         log.cancel(CancelCause.STOPPED)
+        typing.close()
+
+
+@asynccontextmanager
+async def beside_a_stream(permits: threading.Semaphore | None = None) -> AsyncIterator[tuple[Room, ResponseLog]]:
+    async with room(engine={"step_seconds": 0.0005, "permits": permits}) as here:
+        log = await here.ask(TextPrompt("a"), 10_000)
+        if permits is not None:
+            permits.release(1)
+        await until(lambda: any(isinstance(event, TextDelta) for event in log._events))
+        yield here, log
+        log.cancel(CancelCause.STOPPED)
+        if permits is not None:
+            permits.release(1000)
+
+
+async def test_beside_streams_a_typist_is_read_gently_and_a_paste_at_once() -> None:
+    async with beside_a_stream() as (here, _):
+        typing = here.typing(TextPrompt(""))
+        typing.append("x " * 60)
+        await until(lambda: typing.read == 96)
+        assert here.engine.gently == [True] * 3
+        typing.append("y " * 160)
+        await until(lambda: typing.read == 416)
+        assert here.engine.gently == [True] * 3 + [False] * 6 + [True] * 4, "the last 128 tokens as if typed"
+        typing.close()
+
+
+async def test_on_an_idle_engine_nothing_is_read_gently() -> None:
+    async with room() as here:
+        typing = here.typing()
+        typing.append(WORDS)
+        await here.quiet()
+        assert here.engine.gently == [False]
+        typing.close()
+
+
+async def test_commit_gives_up_what_is_being_read_gently() -> None:
+    permits = threading.Semaphore(0)
+    async with beside_a_stream(permits) as (here, _):
+        typing = here.typing(TextPrompt(""))
+        typing.append("x " * 60)
+        permits.release(5)
+        await until(lambda: here.engine.stats().steps == 6 and here.engine.gently == [True])
+        commit = asyncio.create_task(typing.commit())
+        await asyncio.sleep(0)
+        permits.release(2)  # The step that runs, and the one before which it is cancelled.
+        assert await asyncio.wait_for(commit, 5) == TextPrompt("x " * 60)
+        assert here.engine.gently == [True]
+
+
+async def test_a_text_that_was_interrupted_is_read_on() -> None:
+    permits = threading.Semaphore(0)
+    async with beside_a_stream(permits) as (here, _):
+        typing = here.typing(TextPrompt(""))
+        typing.append("x " * 60)
+        permits.release(3)
+        await until(lambda: here.engine.gently == [True] and here.engine.stats().steps == 4)
+        asked = await here.ask(TextPrompt("y" * 1000))
+        permits.release(20)
+        await until(lambda: asked.ended)
+        assert [chr(piece[0]) for piece in here.engine.pieces[:4]] == ["x", "y", "y", "y"]
+        permits.release(200)
+        await until(lambda: typing.read == 96)
         typing.close()
 
 

@@ -20,6 +20,7 @@ class Desk:
     def __init__(self, prefix_block: int = 32) -> None:
         self.info = EngineInfo("desk", 8192, 100_000, 8, frozenset(), prefix_block=prefix_block)
         self.pieces: list[tuple[int, tuple[int, ...]]] = []
+        self.gently: list[bool] = []
         self.cancelled: list[int] = []
         self.known: tuple[int, ...] = ()
 
@@ -27,8 +28,9 @@ class Desk:
 
     def submit(self, sequence: int, prompt: Sequence[int], sampling: SamplingParams) -> None: ...
 
-    def prefill(self, sequence: int, prompt: Sequence[int]) -> None:
+    def prefill(self, sequence: int, prompt: Sequence[int], *, gently: bool = False) -> None:
         self.pieces.append((sequence, tuple(prompt)))
+        self.gently.append(gently)
 
     def cached(self, prompt: Sequence[int]) -> int:
         same = next((i for i, (a, b) in enumerate(zip(prompt, self.known, strict=False)) if a != b), None)
@@ -47,7 +49,13 @@ class Desk:
 class Room:
     def __init__(self, piece: int = 64, block: int = 32) -> None:
         self.desk = Desk(block)
-        self.reader = PromptReader(self.desk, piece=piece, next_sequence=itertools.count(1).__next__)
+        self.ahead: list[Reading] = []
+        self.reader = PromptReader(
+            self.desk,
+            piece=piece,
+            next_sequence=itertools.count(1).__next__,
+            ahead=lambda: next(iter(self.ahead), None),
+        )
         self.ready: list[tuple[str, Update | None]] = []
         self.progress: dict[str, list[int]] = {}
 
@@ -65,6 +73,38 @@ class Room:
         self.desk.known = max(self.desk.known, prompt, key=len)
         assert self.reader.update(Update(sequence, ended=ended, cached_tokens=cached))
         return len(prompt)
+
+
+def ahead(room: Room, *, gently: bool) -> Reading:
+    reading = Reading(
+        range(32), 32, 0, 32, lambda _: None, lambda failure: room.ready.append(("ahead", failure)), gently=gently
+    )
+    room.ahead.append(reading)
+    room.reader.wake()
+    return reading
+
+
+def test_what_is_read_gently_gives_way_to_a_prompt_that_somebody_waits_for() -> None:
+    room = Room()
+    reading = ahead(room, gently=True)
+    room.begin("long", range(1000, 1200))
+    assert (room.desk.gently, room.desk.cancelled) == ([True], [1])
+    assert len(room.desk.pieces) == 1, "one piece in flight"
+    room.finish_piece(EndReason.CANCELLED)
+    assert reading.interrupted
+    ((name, failure),) = room.ready
+    assert name == "ahead" and failure is not None and failure.ended is EndReason.CANCELLED
+    assert room.desk.gently == [True, False]
+    assert room.desk.pieces[-1][1][0] == 1000
+
+
+def test_a_whole_piece_is_not_interrupted() -> None:
+    room = Room()
+    reading = ahead(room, gently=False)
+    room.begin("long", range(1000, 1200))
+    assert room.desk.cancelled == []
+    room.finish_piece()
+    assert (reading.interrupted, room.ready) == (False, [("ahead", None)])
 
 
 def test_a_prompt_of_one_piece_is_not_read_ahead() -> None:

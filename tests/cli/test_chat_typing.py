@@ -36,11 +36,11 @@ class Noting(ScriptedEngine):
         self.ahead: list[str] = []
         self.read_much = threading.Event()
 
-    def prefill(self, sequence: int, prompt: Sequence[int]) -> None:
+    def prefill(self, sequence: int, prompt: Sequence[int], *, gently: bool = False) -> None:
         self.ahead.append(bytes(id_ for id_ in prompt if id_ < 256).decode())
         if LINE[:300] in self.ahead[-1]:
             self.read_much.set()
-        super().prefill(sequence, prompt)
+        super().prefill(sequence, prompt, gently=gently)
 
 
 def type_a_line(screen: Terminal, engine: Noting) -> None:

@@ -16,6 +16,7 @@ from causerie.engines.openvino import BLOCK, OpenVINOEngine
 from causerie.engines.stepping import Cancel, Command, Submit
 from causerie.models.folder import ModelFolder
 from causerie.models.precision import PRECISIONS
+from causerie.text.model import TextModel
 from causerie.types import SamplingParams, TokenLogprob
 from tests.engines.conformance import EngineConformance, Recorder
 
@@ -41,14 +42,14 @@ class Table:
 MakeTable = Callable[[int], Table]
 
 
-def openvino(folder: ModelFolder, blocks: int) -> OpenVINOEngine:
+def openvino(folder: ModelFolder, blocks: int, text: TextModel | None = None) -> OpenVINOEngine:
     """An engine with a KV cache of at least so many blocks, and hardly more."""
     precision = PRECISIONS["balanced"]
     wanted = blocks * BLOCK * folder.kv_bytes_per_token
     for share in (0.25, 0.5, 0.5625, 1.0, 2.0):
         settings = Settings(kv_cache_gib=wanted * share * 1.01 / 2**30, max_batch_size=64)
         engine = OpenVINOEngine(
-            engine_config(folder, settings), prompt_tokens_per_step=256, properties=precision.properties
+            engine_config(folder, settings, text), prompt_tokens_per_step=256, properties=precision.properties
         )
         if engine.info.kv_tokens >= blocks * BLOCK:
             break
@@ -181,8 +182,8 @@ def test_while_a_step_computes_the_interpreter_is_free(table: MakeTable) -> None
 class Hand:
     """An engine whose steps the test takes itself, so that it decides what comes between which."""
 
-    def __init__(self, folder: ModelFolder, blocks: int = 256) -> None:
-        self.engine = openvino(folder, blocks)
+    def __init__(self, folder: ModelFolder, blocks: int = 256, text: TextModel | None = None) -> None:
+        self.engine = openvino(folder, blocks, text)
         self.engine._open()
         self.said: dict[int, list[Update]] = {}
 

@@ -80,10 +80,10 @@ class Replica:
         yield self.name
         await self.host.generate("ingress", channel, key, prompt, sampling)
 
-    async def prefill(self, prompt: Sequence[int]) -> AsyncGenerator[tuple[str, int | None]]:
+    async def prefill(self, prompt: Sequence[int], gently: bool) -> AsyncGenerator[tuple[str, int | None]]:
         if self.dies_after == 0:
             raise self.error
-        yield self.name, await self.host.prefill(prompt)
+        yield self.name, await self.host.prefill(prompt, gently=gently)
 
     async def gains(self, number: int) -> AsyncGenerator[list[Gain]]:
         count = 0
@@ -116,8 +116,8 @@ class Replicas:
         replica.calls.append(Stream(replica.generate(channel, key, prompt, sampling)))
         return replica.calls[-1]
 
-    def prefill(self, preferred: str, prompt: Sequence[int]) -> Stream[tuple[str, int | None]]:
-        self.readings.append(Stream(self._next(preferred).prefill(prompt)))
+    def prefill(self, preferred: str, prompt: Sequence[int], *, gently: bool) -> Stream[tuple[str, int | None]]:
+        self.readings.append(Stream(self._next(preferred).prefill(prompt, gently)))
         return self.readings[-1]
 
     def gains(self, replica: str, channel: int) -> Stream[list[Gain]]:

@@ -122,6 +122,20 @@ async def test_nothing_is_read_ahead_while_somebody_waits_at_the_engine_and_it_c
     assert (await desk.end(9)).ended is EndReason.PREFILLED
 
 
+async def test_what_is_read_gently_gives_way_and_is_then_read(replicas: Callable[..., Replicas]) -> None:
+    desk = await started(replicas("a", script=endless))
+    desk.engine.submit(1, [1], SamplingParams(max_tokens=3000))
+    await until(lambda: desk.said(1))
+    desk.engine.prefill(2, list(range(32)), gently=True)
+    await until(lambda: len(desk.pool.replicas[0].host._engine._sequences) == 2)  # type: ignore[attr-defined]
+    desk.engine.submit(3, list(range(1000, 1200)), ASKED)
+    assert (await desk.end(3)).ended is EndReason.LENGTH
+    assert (await desk.end(2)).ended is EndReason.PREFILLED
+    assert [update.sequence for update in desk.updates if update.sequence != 1].index(2) > 0, "3 has spoken before"
+    desk.engine.cancel(1)
+    await desk.end(1)
+
+
 async def test_an_engine_that_is_lost_reads_nothing_ahead_and_says_so(replicas: Callable[..., Replicas]) -> None:
     desk = await started(replicas("a"))
     desk.pool.replicas[0].dies_after = 0

@@ -62,10 +62,10 @@ class Watch:
             self.most_running = max(self.most_running, len(self.running))
         self._submit(sequence, prompt, sampling)
 
-    def prefill(self, sequence: int, prompt: Sequence[int]) -> None:
+    def prefill(self, sequence: int, prompt: Sequence[int], *, gently: bool = False) -> None:
         with self._lock:
             self.running.add(sequence)
-        self._prefill(sequence, prompt)
+        self._prefill(sequence, prompt, gently=gently)
 
     def _watch(self, updates: Sequence[Update]) -> None:
         with self._lock:

@@ -24,6 +24,12 @@ BESIDE_STREAMS = 32
 A block of the usual size. What is shorter is not reused, and takes hardly less time behind a long text.
 """
 
+_GENTLY = 4
+"""Blocks that may be left of a text to be read token by token beside streams: some seconds of what anybody types.
+
+If there are more it was pasted, or the engine is too busy, and is sooner done with whole pieces.
+"""
+
 _ALONE = 2
 """Times ``prefill_piece`` on an idle engine: large pieces are faster, and who comes meanwhile waits for one only."""
 
@@ -98,14 +104,16 @@ class ReadAhead:
         if sum(buffer.read for buffer in self._buffers) + size > spare.cache:
             return None
         for buffer in list(self._buffers):
-            piece = self._piece_of(buffer, size) or (self._whole_of(buffer, size) if spare.alone else None)
+            piece = self._piece_of(buffer, size, beside=not spare.alone)
+            if piece is None and spare.alone:
+                piece = self._whole_of(buffer, size)
             if piece is not None:
                 self._buffers.remove(buffer)
                 self._buffers.append(buffer)
                 return piece
         return None
 
-    def _piece_of(self, buffer: Typing, size: int) -> Reading | None:
+    def _piece_of(self, buffer: Typing, size: int, *, beside: bool) -> Reading | None:
         ids = buffer.ids
         until = (len(ids) - 1) // self._block * self._block
         if until <= buffer.read:
@@ -118,7 +126,10 @@ class ReadAhead:
         if known > buffer.read:
             buffer.has_read(known)
         # Whoever was told of that may have closed or edited it.
-        return buffer.begin(min(known + size, until)) if known < until and buffer.ids is ids else None
+        if known >= until or buffer.ids is not ids:
+            return None
+        gently = beside and until - known <= _GENTLY * self._block
+        return buffer.begin(min(known + size, until), gently=gently)
 
     def _whole_of(self, buffer: Typing, size: int) -> Reading | None:
         """All of what seems to be done, its last words and the template's: at commit a single token is left.

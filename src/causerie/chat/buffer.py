@@ -125,7 +125,7 @@ class Typing:
     async def commit(self) -> OpenPrompt:
         """The prompt as it was written, for ``ChatService.create``, and the end of the buffer.
 
-        A piece of it that the engine is reading is waited for, no longer than a step; one that it has not begun is
+        A piece of it that the engine is reading is waited for, no longer than a step; what it has not begun is
         dropped.
         """
         self._check_open()
@@ -152,7 +152,7 @@ class Typing:
             self._ahead.reader.cancel(self._reading, self._stopped.set)
         self._ahead.go_on()
 
-    def begin(self, until: int) -> Reading:
+    def begin(self, until: int, *, gently: bool) -> Reading:
         """The piece of it up to ``until``, which is on its way to the engine now."""
         edits = self._edits
 
@@ -160,7 +160,8 @@ class Typing:
             if edits == self._edits:
                 self.has_read(read)
 
-        self._reading = Reading(self.ids, until, self.read, until - self.read, on_progress, self._on_end)
+        size = until - self.read
+        self._reading = Reading(self.ids, until, self.read, size, on_progress, self._on_end, gently=gently)
         return self._reading
 
     def begin_whole(self, known: int) -> Reading:
@@ -190,8 +191,9 @@ class Typing:
         self._edits += 1
 
     def _on_end(self, failure: Update | None) -> None:
+        interrupted = self._reading is not None and self._reading.interrupted
         self._reading = None
-        if failure is not None:
+        if failure is not None and not interrupted:
             self.give_up()
 
     def _go_on(self) -> None:

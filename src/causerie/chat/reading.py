@@ -16,7 +16,10 @@ from causerie.engines.base import EndReason, Engine, Update
 class Reading:
     """One prompt on its way into the cache: its first ``until`` tokens, ``piece`` at a time."""
 
-    __slots__ = ("_all_found", "_cached", "done", "end", "ids", "on_progress", "on_ready", "piece", "sequence", "until")
+    __slots__ = (
+        *("_all_found", "_cached", "done", "end", "gently", "ids", "interrupted"),
+        *("on_progress", "on_ready", "piece", "sequence", "until"),
+    )
 
     def __init__(
         self,
@@ -26,6 +29,8 @@ class Reading:
         piece: int,
         on_progress: Callable[[int], None],
         on_ready: Callable[[Update | None], None],
+        *,
+        gently: bool = False,
     ) -> None:
         self.ids = ids
         self.until = until
@@ -33,6 +38,9 @@ class Reading:
         self.piece = piece
         self.on_progress = on_progress
         self.on_ready = on_ready
+        self.gently = gently
+        self.interrupted = False
+        """Whether it had to give way: what ``on_ready`` is told then is no failure."""
         self.sequence: int | None = None
         self.end = done
         """Where the piece ends that is being read, or was last."""
@@ -105,6 +113,7 @@ class PromptReader:
             return None
         reading = Reading(ids, until, known, self._piece, on_progress, on_ready)
         self._turns.append(reading)
+        self._interrupt()
         self._next_piece()
         return reading
 
@@ -151,9 +160,16 @@ class PromptReader:
             self._turns.append(reading)
             self._next_piece()
 
+    def _interrupt(self) -> None:
+        """A piece that is read gently takes many steps, which nobody shall wait for."""
+        reading = self._in_flight
+        if reading is not None and reading.gently and reading.sequence is not None:
+            reading.interrupted = True
+            self._engine.cancel(reading.sequence)
+
     def _next_piece(self) -> None:
         if self._in_flight is None and self._turns:
             reading = self._in_flight = self._turns.popleft()
             reading.sequence = self._next_sequence()
             reading.end = min(reading.done + reading.piece, reading.until)
-            self._engine.prefill(reading.sequence, reading.ids[: reading.end])
+            self._engine.prefill(reading.sequence, reading.ids[: reading.end], gently=reading.gently)

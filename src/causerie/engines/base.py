@@ -130,11 +130,13 @@ class Engine(Protocol):
         """Generate after ``prompt``. ``sequence`` is a number not used before."""
         ...
 
-    def prefill(self, sequence: int, prompt: Sequence[int]) -> None:
+    def prefill(self, sequence: int, prompt: Sequence[int], *, gently: bool = False) -> None:
         """Read ``prompt`` into the prefix cache and sample nothing that is delivered; ends as ``PREFILLED``.
 
         The caller decides the pieces: each call is given the whole prefix so far, and only what is new of it
-        costs time.
+        costs time. ``gently``: where sequences are generating, over as many steps as it has new tokens, so that
+        theirs take hardly longer. Whether that can be done depends on the engine and on the tokens; if not, it is
+        read as any other.
         """
         ...
 

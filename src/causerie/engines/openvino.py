@@ -15,7 +15,9 @@ from dataclasses import dataclass, replace
 
 from causerie.engines.base import EndReason, EngineConfig, EngineInfo, EngineStats, Update
 from causerie.engines.child import Child, ChildDied, ChildError
+from causerie.engines.ebnf import literal
 from causerie.engines.openvino_cache import CacheMirror
+from causerie.engines.openvino_dictation import Dictation
 from causerie.engines.openvino_messages import Add, Said, Setup, Step, Stepped
 from causerie.engines.openvino_open_ends import OpenEnds
 from causerie.engines.stepping import LOST, Cancel, Command, SteppingEngine, Submit
@@ -52,12 +54,15 @@ _READ_ONLY = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True)
 """What a prompt is submitted with that is only to be read: the runtime has no request without a token."""
 
 
+_NO_FAILURE = (None, EndReason.STOP, EndReason.LENGTH)
+
+
 @dataclass(slots=True)
 class _Sequence:
     arrival: Submit
     ids: list[int]
-    """The prompt and what was generated after it."""
-    cached: int = 0
+    """The prompt, as far as the runtime was given it, and what was generated after it."""
+    cached: int | None = None
     said: int = 0
     cancelled: bool = False
 
@@ -92,8 +97,11 @@ class OpenVINOEngine(SteppingEngine):
         self._sequences: dict[int, _Sequence] = {}
         self._arrivals: deque[Submit] = deque()
         self._cancelled: list[int] = []
+        self._unread: list[int] = []
+        """Sequences of which the runtime has read a part and is to be given the next."""
         self._retried: set[int] = set()
         self._vocabulary = config.vocabulary
+        self._dictation: Dictation | None = None
         self._cache = CacheMirror(BLOCK, blocks)
         self._open_ends = OpenEnds(BLOCK, blocks)
         self._runtime: Child | None = None
@@ -127,13 +135,24 @@ class OpenVINOEngine(SteppingEngine):
         self._close()
         self._runtime = Child("causerie.engines.openvino_runtime")
         vocabulary = None if self._vocabulary is None else self._vocabulary()  # While the process starts.
+        self._dictation = None if vocabulary is None else Dictation(vocabulary)
         try:
             self._runtime.ask(replace(self.setup, vocabulary=vocabulary))
+            self._cache.clear()
+            self._open_ends.clear()
+            if vocabulary is not None:
+                self._warm_up(self._runtime)
         except (ChildError, ChildDied) as error:
             self._close()
             raise ModelUnavailable(f"OpenVINO cannot load the model: {error}") from error
-        self._cache.clear()
-        self._open_ends.clear()
+
+    def _warm_up(self, runtime: Child) -> None:
+        """Its first grammar takes the runtime 40 ms, and whoever brings it would let everybody wait for that."""
+        number, prompt = -1, [0]
+        add = Add(number, prompt, _READ_ONLY, f"root ::= {literal('.')}")
+        self._sequences[number] = _Sequence(Submit(number, prompt, None), prompt)
+        self._follow([add], runtime.ask(Step([], [add])))
+        del self._sequences[number]
 
     def _close(self) -> None:
         if self._runtime is not None:
@@ -148,6 +167,7 @@ class OpenVINOEngine(SteppingEngine):
         self._sequences.clear()
         self._arrivals.clear()
         self._cancelled.clear()
+        self._unread.clear()
         return numbers
 
     def _apply(self, command: Command) -> Iterable[Update]:
@@ -169,21 +189,62 @@ class OpenVINOEngine(SteppingEngine):
 
     def _admit(self) -> list[Add]:
         """Take in arrivals, in order, for as many prompt tokens as the next step may read."""
-        left, added = [], []
+        added = self._read_on()
+        left = []
         budget = self._prompt_tokens_per_step
         while self._arrivals and budget > 0:
             arrival = self._arrivals.popleft()
             new = len(arrival.prompt) - self._cache.known(arrival.prompt)
             fits = new <= budget or budget == self._prompt_tokens_per_step
-            if not fits or not self._open_ends.claim(arrival.sequence, arrival.prompt):
+            sequence = _Sequence(arrival, [])
+            add = self._ask(sequence) if fits else None
+            if add is None:
                 left.append(arrival)
                 budget = budget if fits else 0
                 continue
             budget -= new
-            self._sequences[arrival.sequence] = _Sequence(arrival, list(arrival.prompt))
-            added.append(Add(arrival.sequence, arrival.prompt, arrival.sampling or _READ_ONLY))
+            self._sequences[arrival.sequence] = sequence
+            added.append(add)
         self._arrivals.extendleft(reversed(left))
         return added
+
+    def _read_on(self) -> list[Add]:
+        """The next part of everything that is read in several."""
+        unread, self._unread = self._unread, []
+        added = []
+        for sequence in (self._sequences[number] for number in unread):
+            if sequence.cancelled:
+                continue
+            if (add := self._ask(sequence)) is not None:
+                added.append(add)
+            else:
+                self._unread.append(sequence.arrival.sequence)
+        return added
+
+    def _ask(self, sequence: _Sequence) -> Add | None:
+        """What the runtime is to do for it next; None where it must not be given that in this step."""
+        arrival = sequence.arrival
+        if arrival.sampling is not None:
+            add = Add(arrival.sequence, arrival.prompt, arrival.sampling)
+        else:
+            add = self._read(arrival)
+        if not self._open_ends.claim(add.sequence, add.prompt):
+            return None
+        sequence.ids, sequence.said = list(add.prompt), 0
+        return add
+
+    def _read(self, arrival: Submit) -> Add:
+        """Have the runtime read a prompt, or, where it shall be gentle and can, generate the prompt's next tokens."""
+        number, prompt, known = arrival.sequence, arrival.prompt, self._cache.found(arrival.prompt)
+        beside = arrival.gently and any(other.arrival.sampling is not None for other in self._sequences.values())
+        if beside and self._dictation is not None and (dictated := self._dictation.begin(prompt[known + 1 :])):
+            count, grammar, others = dictated
+            # The last token that it says is anything: it is there for the one before to be computed.
+            sampling = replace(_READ_ONLY, max_tokens=count + 1, min_tokens=count, stop_token_ids=others)
+            return Add(number, prompt[: known + 1], sampling, grammar)
+        # A block that it finds partly filled is registered as filled only when something comes behind it.
+        behind = bool(known % BLOCK) and len(prompt) % BLOCK == 0
+        return Add(number, prompt, replace(_READ_ONLY, max_tokens=2) if behind else _READ_ONLY)
 
     def _step(self, updates: list[Update]) -> None:
         assert self._runtime is not None
@@ -198,7 +259,7 @@ class OpenVINOEngine(SteppingEngine):
             del self._sequences[number]
             updates.append(Update(number, ended=EndReason.CANCELLED))
         self._cancelled = []
-        updates.extend(map(self._take, stepped.said))
+        updates.extend(filter(None, map(self._take, stepped.said)))
         self._kv_usage = stepped.kv_usage
 
     def _bury(self, death: ChildDied, updates: list[Update]) -> None:
@@ -208,13 +269,14 @@ class OpenVINOEngine(SteppingEngine):
         for number, sequence in self._sequences.items():
             if sequence.cancelled:
                 updates.append(Update(number, ended=EndReason.CANCELLED))
-            elif sequence.said or number in self._retried:
+            elif (sequence.said and sequence.arrival.sampling is not None) or number in self._retried:
                 updates.append(Update(number, ended=EndReason.ERROR, detail=LOST))
             else:
                 again.append(sequence.arrival)
         self._retried = {arrival.sequence for arrival in again}
         self._sequences.clear()
         self._cancelled.clear()
+        self._unread.clear()
         self._arrivals.extendleft(reversed(again))
         self._open()
 
@@ -224,7 +286,8 @@ class OpenVINOEngine(SteppingEngine):
         lost = {said.sequence for said in stepped.said if said.ended in failed}
         for new in added:
             if new.sequence not in lost:
-                self._sequences[new.sequence].cached = cache.add(new.sequence, new.prompt)
+                sequence, cached = self._sequences[new.sequence], cache.add(new.sequence, new.prompt)
+                sequence.cached = cached if sequence.cached is None else sequence.cached
         cache.step(self._cancelled)
         if cache.sure and cache.held != round(stepped.kv_usage * self.setup.blocks):
             logger.warning("what is cached of a prompt cannot be told any more: the runtime holds other blocks")
@@ -233,7 +296,7 @@ class OpenVINOEngine(SteppingEngine):
             cache.gained(number, ids)
         cache.remove([*self._cancelled, *(said.sequence for said in stepped.said if said.ended is not None)])
 
-    def _take(self, said: Said) -> Update:
+    def _take(self, said: Said) -> Update | None:
         number, ids, logprobs, ended, detail = said
         sequence = self._sequences[number]
         first = sequence.said == 0
@@ -243,9 +306,24 @@ class OpenVINOEngine(SteppingEngine):
             self._open_ends.release(number)
         if ended is not None:
             self._open_ends.leave(sequence.computed)
+        if sequence.arrival.sampling is None and ids and ended in _NO_FAILURE:
+            return None if ended is None else self._has_read(sequence)
+        if ended is not None:
             del self._sequences[number]
         cached = sequence.cached if first and self._cache.sure else None
-        if sequence.arrival.sampling is None and ids:
-            return Update(number, ended=EndReason.PREFILLED, cached_tokens=cached)
         known = [TokenLogprob(*pair) for pair in zip(ids, logprobs, strict=True)] if logprobs else ()
         return Update(number, ids, known, ended, detail, cached)
+
+    def _has_read(self, sequence: _Sequence) -> Update | None:
+        """It was given as much of its prompt as the runtime had been asked to read."""
+        number, prompt = sequence.arrival.sequence, sequence.arrival.prompt
+        read = min(len(sequence.computed), len(prompt))
+        if sequence.computed[:read] != list(prompt[:read]):
+            logger.warning("tokens were not read as they were dictated; from now on, whole pieces are read")
+            self._dictation = None
+            read = 0
+        if read < len(prompt):
+            self._unread.append(number)
+            return None
+        del self._sequences[number]
+        return Update(number, ended=EndReason.PREFILLED, cached_tokens=sequence.cached if self._cache.sure else None)

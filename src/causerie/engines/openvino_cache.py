@@ -109,19 +109,29 @@ class CacheMirror:
     def add(self, sequence: int, prompt: Sequence[int]) -> int:
         """Take ``sequence`` in; returns how many tokens of ``prompt`` need not be computed."""
         table = self._tables[sequence] = _Table(list(prompt), len(prompt), self._block)
+        for end in self._ends(table):
+            table.blocks.append(self._take(table.key(end)))
+            table.computed = end
+        table.computed = min(table.computed, len(prompt) - 1)
+        return table.computed
+
+    def found(self, prompt: Sequence[int]) -> int:
+        """How many tokens ``add`` would find."""
+        return max(self._ends(_Table(list(prompt), len(prompt), self._block)), default=0)
+
+    def _ends(self, table: _Table) -> Iterator[int]:
+        """Where the blocks end that are cached of a prompt, the last of them perhaps inside."""
         found = 0
-        while found < len(prompt):
-            whole = min(found + self._block, len(prompt))
+        while found < table.prompt_tokens:
+            whole = min(found + self._block, table.prompt_tokens)
             ends = itertools.chain([whole], range(found + 1, whole))
             end = next((end for end in ends if self._has(table.key(end))), None)
             if end is None:
-                break
-            table.blocks.append(self._take(table.key(end)))
+                return
+            yield end
             found = end
             if end < whole:
-                break
-        table.computed = min(found, len(prompt) - 1)
-        return table.computed
+                return
 
     def step(self, cancelled: Iterable[int] = ()) -> None:
         """Hand out what the next step needs: first to who generates, then to who is read, each in order."""

@@ -28,6 +28,8 @@ class Add(NamedTuple):
     sequence: int
     prompt: Sequence[int]
     sampling: SamplingParams
+    grammar: str | None = None
+    """In xgrammar's EBNF, what text may come; only where ``sampling`` names no schema."""
 
 
 class Step(NamedTuple):

@@ -55,7 +55,7 @@ class Runtime:
     def _add(self, new: Add) -> Said | None:
         ids = openvino.Tensor(np.array([new.prompt], dtype=np.int64))
         try:
-            handle = self._pipeline.add_request(new.sequence, ids, generation(new.sampling, self._eos))
+            handle = self._pipeline.add_request(new.sequence, ids, generation(new.sampling, self._eos, new.grammar))
         except Exception as error:
             return Said(new.sequence, ended=EndReason.ERROR, detail=f"OpenVINO refused it: {last_line(error)}")
         self._running[new.sequence] = _Running(handle, new.sampling.logprobs is not None)
@@ -76,7 +76,9 @@ def pipeline(setup: Setup) -> Any:
     return make(setup.folder, openvino_vocabulary.tokenizer(setup.vocabulary), config, "CPU", **setup.properties)
 
 
-def generation(sampling: SamplingParams, eos_token_ids: frozenset[int]) -> openvino_genai.GenerationConfig:
+def generation(
+    sampling: SamplingParams, eos_token_ids: frozenset[int], grammar: str | None = None
+) -> openvino_genai.GenerationConfig:
     """The runtime's settings for one request."""
     config = openvino_genai.GenerationConfig()
     config.max_new_tokens = sampling.max_tokens
@@ -93,7 +95,9 @@ def generation(sampling: SamplingParams, eos_token_ids: frozenset[int]) -> openv
     if sampling.logprobs is not None:
         config.logprobs = 1
     if sampling.json_schema is not None:
-        config.structured_output_config = openvino_genai.StructuredOutputConfig(grammar=ebnf(sampling.json_schema))
+        grammar = ebnf(sampling.json_schema)
+    if grammar is not None:
+        config.structured_output_config = openvino_genai.StructuredOutputConfig(grammar=grammar)
     # The runtime computes in float32 and refuses min_p 1, which leaves only the most likely token: greedy.
     config.do_sample = sampling.temperature > 0 and np.float32(sampling.min_p) < 1
     if config.do_sample:

@@ -56,6 +56,7 @@ class _Sequence:
     script: Iterator[int] = field(default_factory=lambda: iter(()))
     unread: int = 0
     cached: int | None = None
+    gently: bool = False
     ids: list[int] = field(default_factory=list)
     """What was said."""
 
@@ -130,10 +131,10 @@ class ScriptedEngine(SteppingEngine):
 
     def _apply(self, command: Command) -> Iterable[Update]:
         match command:
-            case Submit(number, prompt, sampling):
+            case Submit(number, prompt, sampling, gently):
                 cached = self.cached(prompt)
                 self._sequences[number] = _Sequence(
-                    prompt, sampling, self._answer(prompt, sampling), len(prompt) - cached, cached
+                    prompt, sampling, self._answer(prompt, sampling), len(prompt) - cached, cached, gently
                 )
             case Cancel(number):
                 if self._sequences.pop(number, None) is not None:
@@ -180,10 +181,14 @@ class ScriptedEngine(SteppingEngine):
                 if update.ended is not None:
                     del self._sequences[number]
 
+    def _generates(self) -> bool:
+        return any(sequence.sampling is not None for sequence in self._sequences.values())
+
     def _step_one(self, number: int) -> Update | None:
         sequence = self._sequences[number]
         if sequence.unread:
-            sequence.unread -= min(sequence.unread, self._prefill_per_step or sequence.unread)
+            most = 1 if sequence.gently and self._generates() else self._prefill_per_step
+            sequence.unread -= min(sequence.unread, most or sequence.unread)
             if sequence.unread:
                 return None
             self._remember(sequence.prompt)

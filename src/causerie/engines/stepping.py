@@ -23,6 +23,7 @@ class Submit:
     sequence: int
     prompt: Sequence[int]
     sampling: SamplingParams | None
+    gently: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +103,8 @@ class SteppingEngine(ABC):
     def submit(self, sequence: int, prompt: Sequence[int], sampling: SamplingParams) -> None:
         self._post(Submit(sequence, prompt, sampling))
 
-    def prefill(self, sequence: int, prompt: Sequence[int]) -> None:
-        self._post(Submit(sequence, prompt, None))
+    def prefill(self, sequence: int, prompt: Sequence[int], *, gently: bool = False) -> None:
+        self._post(Submit(sequence, prompt, None, gently))
 
     def cancel(self, sequence: int) -> None:
         self._post(Cancel(sequence))

@@ -75,9 +75,9 @@ class Engine:
         yield self._name
         await self._host.generate(caller, channel, key, prompt, sampling)
 
-    async def prefill(self, prompt: list[int]) -> AsyncIterator[tuple[str, int | None]]:
+    async def prefill(self, prompt: list[int], gently: bool) -> AsyncIterator[tuple[str, int | None]]:
         """See ``EngineHost.prefill``; says which replica this is, and how much was cached."""
-        yield self._name, await self._host.prefill(prompt)
+        yield self._name, await self._host.prefill(prompt, gently=gently)
 
     async def gains(self, caller: str, channel: int) -> AsyncIterator[list[Gain]]:
         """See ``EngineHost.gains``."""

@@ -101,10 +101,10 @@ class PooledEngine:
         task.add_done_callback(lambda done: self._end(ours, done))
         self._tasks[sequence] = task
 
-    def prefill(self, sequence: int, prompt: Sequence[int]) -> None:
+    def prefill(self, sequence: int, prompt: Sequence[int], *, gently: bool = False) -> None:
         """At the replica that has read most of it, when nothing there waits."""
         self._loop = asyncio.get_running_loop()
-        task = self._loop.create_task(self._read(prompt), context=Context())
+        task = self._loop.create_task(self._read(prompt, gently), context=Context())
         task.add_done_callback(lambda done: self._end_reading(sequence, done))
         self._readings[sequence] = task
 
@@ -269,9 +269,9 @@ class PooledEngine:
         if place:
             self._placement.take(place)
 
-    async def _read(self, prompt: Sequence[int]) -> int | None:
+    async def _read(self, prompt: Sequence[int], gently: bool) -> int | None:
         """See that some replica reads it. Returns how much of it was cached there; raises what Ray raises."""
-        call = self._pool.prefill(self._placement.choose(prompt, least=1), prompt)
+        call = self._pool.prefill(self._placement.choose(prompt, least=1), prompt, gently=gently)
         try:
             replica, cached = await anext(aiter(call))
         finally:

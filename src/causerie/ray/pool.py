@@ -28,7 +28,7 @@ class Pool(Protocol):
         """Run a sequence, at the replica named if it has room. Says which replica has it, and ends when it is over."""
         ...
 
-    def prefill(self, preferred: str, prompt: Sequence[int]) -> Stream[tuple[str, int | None]]:
+    def prefill(self, preferred: str, prompt: Sequence[int], *, gently: bool) -> Stream[tuple[str, int | None]]:
         """Read it ahead, at the replica named if it is there. Says which replica has, and how much it had cached."""
         ...
 
@@ -58,8 +58,9 @@ class _HandlePool:
         )
         return stream
 
-    def prefill(self, preferred: str, prompt: Sequence[int]) -> Stream[tuple[str, int | None]]:
-        stream: Stream[tuple[str, int | None]] = self._handle.options(session_id=preferred).prefill.remote(list(prompt))
+    def prefill(self, preferred: str, prompt: Sequence[int], *, gently: bool) -> Stream[tuple[str, int | None]]:
+        handle = self._handle.options(session_id=preferred)
+        stream: Stream[tuple[str, int | None]] = handle.prefill.remote(list(prompt), gently)
         return stream
 
     def gains(self, replica: str, channel: int) -> Stream[list[Gain]]:

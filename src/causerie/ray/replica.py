@@ -172,26 +172,28 @@ class EngineHost:
             outbox.changed.set()
             self._tidy(caller, channel)
 
-    async def prefill(self, prompt: Sequence[int]) -> int | None:
-        """Read it ahead, in one piece, when nobody waits here. Cancelling it stops that.
+    async def prefill(self, prompt: Sequence[int], *, gently: bool) -> int | None:
+        """Read it ahead, in one piece, when nobody waits here; see ``Engine.prefill``. Cancelling it stops that.
 
         Returns how much of it was cached, None where the engine cannot say. Raises CauserieError where it failed.
         """
-        done: asyncio.Future[Update | None] = asyncio.get_running_loop().create_future()
-        reading = Reading(prompt, len(prompt), 0, len(prompt), lambda _: None, done.set_result)
-        self._ahead.append(reading)
-        self._reader.wake()
-        try:
-            failure = await done
-        except asyncio.CancelledError:
-            if reading in self._ahead:
-                self._ahead.remove(reading)
-            else:
-                self._reader.cancel(reading, lambda: None)
-            raise
-        if failure is not None:
-            raise CauserieError(failure.detail or "The engine did not read it.")
-        return reading.cached
+        while True:
+            done: asyncio.Future[Update | None] = asyncio.get_running_loop().create_future()
+            reading = Reading(prompt, len(prompt), 0, len(prompt), lambda _: None, done.set_result, gently=gently)
+            self._ahead.append(reading)
+            self._reader.wake()
+            try:
+                failure = await done
+            except asyncio.CancelledError:
+                if reading in self._ahead:
+                    self._ahead.remove(reading)
+                else:
+                    self._reader.cancel(reading, lambda: None)
+                raise
+            if failure is None:
+                return reading.cached
+            if not reading.interrupted:
+                raise CauserieError(failure.detail or "The engine did not read it.")
 
     def _next_ahead(self) -> Reading | None:
         return self._ahead.popleft() if self._ahead and not self._admission.waiting else None

@@ -89,6 +89,20 @@ async def server_process(length: int = 5, deadline: float = 5, load: float = 0) 
         await process.wait()
 
 
+async def test_full_collections_leave_out_what_was_there_before_the_first_request() -> None:
+    program = PROGRAM.replace("print(url", "print(gc.get_freeze_count()").replace("import sys", "import gc, sys")
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", program, "5", "5", "0"), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    async with asyncio.timeout(20):
+        lines = [(await process.stdout.readline()).decode().strip() for _ in range(2)]
+    process.terminate()
+    await process.communicate()
+    assert lines[0] == "loading"
+    assert int(lines[1]) > 10_000
+
+
 async def started(url: str) -> RawResponse:
     response = await send(url, "POST", CHAT, chat_body(stream=True))
     assert await response.head() == 200

@@ -14,6 +14,7 @@ from ray.serve.handle import DeploymentHandle
 
 from causerie.chat.archive import Archive
 from causerie.chat.build import build_archive, build_engine, build_service, build_text, find_model
+from causerie.chat.garbage import keep_for_good
 from causerie.chat.service import ChatService
 from causerie.config import Settings
 from causerie.engines.base import EngineInfo
@@ -59,6 +60,7 @@ class Engine:
         self._host = EngineHost(engine, prefill_piece=chosen.prefill_piece, is_gone=_is_gone)
         self._name = serve.get_replica_context().replica_id.unique_id
         await self._host.start()
+        keep_for_good()
 
     async def scrape(self) -> tuple[str, bytes]:
         """Its name, and what it has to say to Prometheus."""
@@ -111,6 +113,7 @@ class Front:
             raise ConfigError(needs_shared(servers), param="store")
         await archive.start()
         await service.start()
+        keep_for_good()
         return cls(service, archive, *others)
 
     async def stop(self) -> None:

@@ -22,6 +22,7 @@ import uvloop
 
 from causerie.chat.archive import Archive
 from causerie.chat.build import build_archive
+from causerie.chat.garbage import keep_for_good
 from causerie.chat.service import ChatService
 from causerie.config import Settings
 from causerie.errors import ConfigError
@@ -207,6 +208,7 @@ async def _serve(
         server = ChatServer(app, settings, sock)
         await server.start()
         serving = True
+        keep_for_good()
         if on_ready is not None:
             on_ready(server.url)
         await stop.wait()

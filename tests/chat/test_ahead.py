@@ -16,7 +16,7 @@ from hypothesis import example, given
 from hypothesis import settings as profile
 from hypothesis import strategies as st
 
-from causerie.chat import buffer
+from causerie.chat import ahead, buffer
 from causerie.chat.ahead import BESIDE_STREAMS
 from causerie.chat.buffer import Typing
 from causerie.chat.build import scripted_service
@@ -242,6 +242,11 @@ async def test_pieces_are_small_while_answers_are_written() -> None:
         typing.close()
 
 
+@pytest.fixture
+def gently_from_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ahead, "_GENTLY_BEHIND", 0)
+
+
 @asynccontextmanager
 async def beside_a_stream(permits: threading.Semaphore | None = None) -> AsyncIterator[tuple[Room, ResponseLog]]:
     async with room(engine={"step_seconds": 0.0005, "permits": permits}) as here:
@@ -255,6 +260,7 @@ async def beside_a_stream(permits: threading.Semaphore | None = None) -> AsyncIt
             permits.release(1000)
 
 
+@pytest.mark.usefixtures("gently_from_the_start")
 async def test_beside_streams_a_typist_is_read_gently_and_a_paste_at_once() -> None:
     async with beside_a_stream() as (here, _):
         typing = here.typing(TextPrompt(""))
@@ -267,6 +273,17 @@ async def test_beside_streams_a_typist_is_read_gently_and_a_paste_at_once() -> N
         typing.close()
 
 
+async def test_near_the_start_of_a_text_whole_pieces_are_short_enough() -> None:
+    async with beside_a_stream() as (here, _):
+        typing = here.typing(TextPrompt(""))
+        for length in range(64, 1200, 64):
+            typing.append("x " * 32)
+            await until(lambda length=length: typing.read >= length - 64)  # type: ignore[misc]
+        assert here.engine.gently == [length > 1024 for length in here.engine.lengths]
+        assert {True, False} == set(here.engine.gently)
+        typing.close()
+
+
 async def test_on_an_idle_engine_nothing_is_read_gently() -> None:
     async with room() as here:
         typing = here.typing()
@@ -276,6 +293,7 @@ async def test_on_an_idle_engine_nothing_is_read_gently() -> None:
         typing.close()
 
 
+@pytest.mark.usefixtures("gently_from_the_start")
 async def test_commit_gives_up_what_is_being_read_gently() -> None:
     permits = threading.Semaphore(0)
     async with beside_a_stream(permits) as (here, _):
@@ -283,13 +301,15 @@ async def test_commit_gives_up_what_is_being_read_gently() -> None:
         typing.append("x " * 60)
         permits.release(5)
         await until(lambda: here.engine.stats().steps == 6 and here.engine.gently == [True])
-        commit = asyncio.create_task(typing.commit())
-        await asyncio.sleep(0)
-        permits.release(2)  # The step that runs, and the one before which it is cancelled.
-        assert await asyncio.wait_for(commit, 5) == TextPrompt("x " * 60)
+        prompt = await asyncio.wait_for(typing.commit(), 5)  # In the middle of a step.
+        asked = await here.ask(prompt)
+        permits.release(4)
+        await until(lambda: asked.ended)
         assert here.engine.gently == [True]
+        assert here.engine.submitted[-1] == final_ids(here, prompt)
 
 
+@pytest.mark.usefixtures("gently_from_the_start")
 async def test_a_text_that_was_interrupted_is_read_on() -> None:
     permits = threading.Semaphore(0)
     async with beside_a_stream(permits) as (here, _):

@@ -98,6 +98,13 @@ def test_what_is_read_gently_gives_way_to_a_prompt_that_somebody_waits_for() -> 
     assert room.desk.pieces[-1][1][0] == 1000
 
 
+def test_what_is_read_gently_gives_way_to_a_short_prompt_too() -> None:
+    room = Room()
+    ahead(room, gently=True)
+    assert room.begin("short", range(1000, 1010)) is None
+    assert room.desk.cancelled == [1]
+
+
 def test_a_whole_piece_is_not_interrupted() -> None:
     room = Room()
     reading = ahead(room, gently=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -84,6 +85,19 @@ def test_a_piece_is_read_token_by_token_and_found_by_its_request(desk: Desk) -> 
     assert desk.engine._cache.sure
 
 
+def test_the_first_of_all_tokens_may_be_a_texts(
+    default_folder: ModelFolder, text: TextModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    vocabulary = TextModel.vocabulary
+    monkeypatch.setattr(TextModel, "vocabulary", lambda self, size: [b"@@@@", *vocabulary(self, size)[1:]])
+    desk = Desk(replace(default_folder, eos_token_ids=default_folder.eos_token_ids - {0}), text)
+    prompt = [*desk.ids_of(PLAIN)[:10], *[0] * 22, 1000]
+    desk.read(READER, prompt[:BLOCK])
+    assert not caplog.records
+    assert desk.cached(ASKER, prompt) == BLOCK
+    desk.close()
+
+
 def test_what_was_read_gently_is_answered_as_what_was_read_at_once(
     desk: Desk, default_folder: ModelFolder, text: TextModel
 ) -> None:
@@ -108,14 +122,19 @@ def test_any_text_is_read_as_it_is(desk: Desk, sample: str, caplog: pytest.LogCa
     assert desk.cached(ASKER, prompt) == 8 * BLOCK
 
 
-def test_one_that_is_given_up_keeps_what_was_read(desk: Desk) -> None:
+@pytest.mark.parametrize("at_once", [True, False])
+def test_one_that_is_given_up_keeps_what_was_read(desk: Desk, at_once: bool) -> None:
     prompt = desk.ids_of(PLAIN * 4)
     desk.step(Submit(READER, prompt[:BLOCK], None, gently=True))
     for _ in range(9):
         desk.step()
-    desk.step(Cancel(READER))
+    if at_once:
+        desk.step(Cancel(READER), Submit(ASKER, prompt, ASKED))
+        cached = desk.said[ASKER][0].cached_tokens
+    else:
+        desk.step(Cancel(READER))
+        cached = desk.cached(ASKER, prompt)
     assert [update.ended for update in desk.said[READER]] == [EndReason.CANCELLED]
-    cached = desk.cached(ASKER, prompt)
     assert cached is not None
     assert 5 < cached < BLOCK
     assert desk.read(READER + 10, prompt[: 2 * BLOCK]) < 2 * BLOCK

@@ -24,8 +24,11 @@ BESIDE_STREAMS = 32
 A block of the usual size. What is shorter is not reused, and takes hardly less time behind a long text.
 """
 
+_GENTLY_BEHIND = 1024
+"""Tokens behind which a text is read gently beside streams: it costs more in all, and before that a piece is short."""
+
 _GENTLY = 4
-"""Blocks that may be left of a text to be read token by token beside streams: some seconds of what anybody types.
+"""Blocks that may be left of such a text: some seconds of what anybody types.
 
 If there are more it was pasted, or the engine is too busy, and is sooner done with whole pieces.
 """
@@ -128,7 +131,7 @@ class ReadAhead:
         # Whoever was told of that may have closed or edited it.
         if known >= until or buffer.ids is not ids:
             return None
-        gently = beside and until - known <= _GENTLY * self._block
+        gently = beside and known >= _GENTLY_BEHIND and until - known <= _GENTLY * self._block
         return buffer.begin(min(known + size, until), gently=gently)
 
     def _whole_of(self, buffer: Typing, size: int) -> Reading | None:

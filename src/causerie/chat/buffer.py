@@ -125,8 +125,8 @@ class Typing:
     async def commit(self) -> OpenPrompt:
         """The prompt as it was written, for ``ChatService.create``, and the end of the buffer.
 
-        A piece of it that the engine is reading is waited for, no longer than a step; what it has not begun is
-        dropped.
+        A piece of it that the engine is reading is waited for, no longer than a step; what it has not begun, or reads
+        gently, is dropped.
         """
         self._check_open()
         prompt, settled = _with_text(self._prompt, self.text), self._whole or self._settled
@@ -148,8 +148,10 @@ class Typing:
         self._ahead.leave(self)
         self._forget()
         if self._reading is not None:
-            self._stopped = asyncio.Event()
-            self._ahead.reader.cancel(self._reading, self._stopped.set)
+            stopped = asyncio.Event()
+            self._ahead.reader.cancel(self._reading, stopped.set)
+            # What is read gently ends between two steps, and keeps what it has; so the request may follow at once.
+            self._stopped = None if self._reading.gently else stopped
         self._ahead.go_on()
 
     def begin(self, until: int, *, gently: bool) -> Reading:

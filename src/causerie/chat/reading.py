@@ -101,10 +101,12 @@ class PromptReader:
         """Read ``ids`` in pieces until at most one piece is left, or, with ``whole``, until no whole block is.
 
         Returns None if there is nothing to read ahead: then neither callback is called. ``on_progress`` gets the
-        number of tokens read. ``on_ready`` gets None, or the update that says why the engine failed.
+        number of tokens read. ``on_ready`` gets None, or the update that says why the engine failed. Either way, what
+        is being read gently gives way.
         """
         if not self._block or self._engine.info.takes_turns:
             return None
+        self._interrupt()
         last = len(ids) - 1  # One token at least is left to be read with the request itself.
         unit = self._block if whole else self._piece
         until = last // unit * unit
@@ -113,7 +115,6 @@ class PromptReader:
             return None
         reading = Reading(ids, until, known, self._piece, on_progress, on_ready)
         self._turns.append(reading)
-        self._interrupt()
         self._next_piece()
         return reading
 
@@ -161,7 +162,7 @@ class PromptReader:
             self._next_piece()
 
     def _interrupt(self) -> None:
-        """A piece that is read gently takes many steps, which nobody shall wait for."""
+        """A piece that is read gently takes many steps; nobody who was admitted shall wait for that, or go beside."""
         reading = self._in_flight
         if reading is not None and reading.gently and reading.sequence is not None:
             reading.interrupted = True

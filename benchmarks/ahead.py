@@ -8,7 +8,8 @@
 
 Each first token stands over that of a prompt with 64 uncached tokens in the same run, and beside the same prompt's
 cold. All but the last are measured on the service itself. ``--full`` types the last half minute of every prompt at
-60 characters a second, as a fast typist does, and what is before it at ``--pace``; that takes some ten minutes.
+60 characters a second, as a fast typist does, what is before it at ``--pace``; beside streams it is the last one and
+a half, and the gaps are of that time. That takes some fifteen minutes.
 ``--url`` names another server that speaks the OpenAI API (llama-server), for the same prompts cold there.
 """
 
@@ -31,6 +32,7 @@ from benchmarks.load import Target, run
 from benchmarks.report import Cell, finish, machine_line, table
 from benchmarks.server import Server
 from causerie.chat.build import build_service
+from causerie.chat.garbage import keep_for_good
 from causerie.chat.log import ResponseLog
 from causerie.chat.service import ChatService
 from causerie.config import Settings
@@ -44,6 +46,7 @@ TYPIST = 60.0
 """Characters a second."""
 TYPED = int(30 * TYPIST)
 """How many of its last characters come at that pace with ``--full``."""
+TYPED_BESIDE = int(90 * TYPIST)
 BEFORE_ENTER = 0.05
 AFTER_PASTE = 3.0
 STREAMS = 4
@@ -104,12 +107,14 @@ class Desk:
     def __init__(self, service: ChatService, typed: int = 0) -> None:
         self._service = service
         self._typed = typed
+        self._since = 0.0
         self._numbers = itertools.count()
         self.shorts: list[float] = []
         """Milliseconds to the first text of prompts of ``SHORT`` tokens, between the others."""
         self.texts = Texts(lambda text: len(service.text.encode(_prompt(text))))
 
     async def answer(self, prompt: ChatPrompt, tokens: int = 1) -> ResponseLog:
+        # Nothing but text: control tokens, which whoever ignores the end of text gets as well, would look like gaps.
         sampling = SamplingParams(max_tokens=tokens, min_tokens=tokens, temperature=0.0)
         return await self._service.create(GenerationRequest(f"b{next(self._numbers)}", prompt, sampling))
 
@@ -122,16 +127,22 @@ class Desk:
                     break
             return 1000 * (time.perf_counter() - begin)
 
-    async def type(self, text: str, pace: float | None) -> tuple[float, float]:
-        """The share of the prompt that was read at commit, and the milliseconds from there to the first text."""
+    async def type(self, text: str, pace: float | None, typed: int) -> tuple[float, float]:
+        """The share of the prompt that was read at commit, and the milliseconds from there to the first text.
+
+        ``typed``: how many of its last characters come as a typist types, whatever the pace of those before.
+        """
         typing = self._service.typing(_prompt(""))
         try:
+            self._since = time.perf_counter()
             if pace is None:
                 typing.append(text)
                 await asyncio.sleep(AFTER_PASTE)
             else:
-                async for piece in at_pace(text, pace, self._typed):
+                async for piece in at_pace(text, pace, typed):
                     typing.append(piece)
+                    if len(typing) <= len(text) - typed and typed:
+                        self._since = time.perf_counter()
                 await asyncio.sleep(BEFORE_ENTER)
             share = typing.read / len(self._service.text.encode(_prompt(text)))
             begin = time.perf_counter()
@@ -145,7 +156,7 @@ class Desk:
     async def measure(self, kind: str, tokens: int, pace: float | None, rounds: int) -> Findings:
         findings = Findings(kind, tokens, pace)
         for _ in range(rounds):
-            share, first = await self.type(self.texts.of(tokens), pace)
+            share, first = await self.type(self.texts.of(tokens), pace, self._typed)
             findings.share.append(share)
             findings.first.append(first)
             findings.cold.append(await self.first(_prompt(self.texts.of(tokens))))
@@ -156,7 +167,7 @@ class Desk:
     async def streams(self) -> AsyncIterator[list[list[float]]]:
         """Four answers that are being written; the times at which their readers had something of them."""
         sizes = [SHORT + APART * place for place in range(STREAMS)]
-        logs = [await self.answer(_prompt(self.texts.of(size)), 6000) for size in sizes]
+        logs = [await self.answer(_prompt(self.texts.of(size)), 8000) for size in sizes]
         arrivals: list[list[float]] = [[] for _ in logs]
 
         async def read(log: ResponseLog, times: list[float]) -> None:
@@ -176,15 +187,14 @@ class Desk:
 
     async def beside(self, tokens: int, pace: float) -> tuple[Cell, ...]:
         """A row: what four streams' readers saw while a prompt was typed, and what was read of it."""
-        text = self.texts.of(tokens)
+        text, typed = self.texts.of(tokens), TYPED_BESIDE if self._typed else 0
         async with self.streams() as arrivals:
             begin = time.perf_counter()
-            async for _ in at_pace(text, pace, self._typed):
+            async for _ in at_pace(text[-typed:], pace, typed):
                 pass
             alone = sorted(_gaps(arrivals, begin, time.perf_counter()))
-            begin = time.perf_counter()
-            share, first = await self.type(text, pace)
-            gaps = sorted(_gaps(arrivals, begin, time.perf_counter() - first / 1000))
+            share, first = await self.type(text, pace, typed)
+            gaps = sorted(_gaps(arrivals, self._since, time.perf_counter() - first / 1000))
         row: list[Cell] = [tokens, f"{pace:g}"]
         for sample in (alone, gaps):
             median = statistics.median(sample)
@@ -244,6 +254,7 @@ def _gaps(arrivals: list[list[float]], begin: float, end: float) -> list[float]:
 async def on_service(arguments: argparse.Namespace) -> tuple[float, list[tuple[Cell, ...]], list[tuple[Cell, ...]]]:
     service = build_service(Settings())
     await service.start()
+    keep_for_good()
     try:
         desk = Desk(service, arguments.typed)
         await desk.first(_prompt("Warm up."))
@@ -300,7 +311,11 @@ def main() -> None:
     print(machine_line() + "\n")
     print(f"A prompt of {SHORT} uncached tokens: {short:.0f} ms.\n")
     if arguments.full:
-        print(f"The last {TYPED} characters of each came at {TYPIST:.0f} a second, those before as the tables say.\n")
+        print(
+            f"The last {TYPED} characters of each came at {TYPIST:.0f} a second, those before as the tables say. ",
+            end="",
+        )
+        print(f"Beside streams it was {TYPED_BESIDE}, and the gaps are of that time.\n")
     print(table(HEADERS, rows) + "\n")
     print(table(BESIDE_HEADERS, beside))
     finish("ahead", {"short": short, "rows": [dict(zip(HEADERS, row, strict=True)) for row in rows], "beside": beside})

@@ -107,7 +107,6 @@ class Desk:
     def __init__(self, service: ChatService, typed: int = 0) -> None:
         self._service = service
         self._typed = typed
-        self._since = 0.0
         self._numbers = itertools.count()
         self.shorts: list[float] = []
         """Milliseconds to the first text of prompts of ``SHORT`` tokens, between the others."""
@@ -134,15 +133,12 @@ class Desk:
         """
         typing = self._service.typing(_prompt(""))
         try:
-            self._since = time.perf_counter()
             if pace is None:
                 typing.append(text)
                 await asyncio.sleep(AFTER_PASTE)
             else:
                 async for piece in at_pace(text, pace, typed):
                     typing.append(piece)
-                    if len(typing) <= len(text) - typed and typed:
-                        self._since = time.perf_counter()
                 await asyncio.sleep(BEFORE_ENTER)
             share = typing.read / len(self._service.text.encode(_prompt(text)))
             begin = time.perf_counter()
@@ -193,8 +189,12 @@ class Desk:
             async for _ in at_pace(text[-typed:], pace, typed):
                 pass
             alone = sorted(_gaps(arrivals, begin, time.perf_counter()))
+            begin = time.perf_counter()
             share, first = await self.type(text, pace, typed)
-            gaps = sorted(_gaps(arrivals, self._since, time.perf_counter() - first / 1000))
+            end = time.perf_counter() - first / 1000
+            if typed:
+                begin = end - BEFORE_ENTER - min(typed, len(text)) / TYPIST
+            gaps = sorted(_gaps(arrivals, begin, end))
         row: list[Cell] = [tokens, f"{pace:g}"]
         for sample in (alone, gaps):
             median = statistics.median(sample)
@@ -312,10 +312,9 @@ def main() -> None:
     print(f"A prompt of {SHORT} uncached tokens: {short:.0f} ms.\n")
     if arguments.full:
         print(
-            f"The last {TYPED} characters of each came at {TYPIST:.0f} a second, those before as the tables say. ",
-            end="",
+            f"The last {TYPED} characters of each came at {TYPIST:.0f} a second, those before as the tables say. "
+            f"Beside streams it was {TYPED_BESIDE}, and the gaps are of that time.\n"
         )
-        print(f"Beside streams it was {TYPED_BESIDE}, and the gaps are of that time.\n")
     print(table(HEADERS, rows) + "\n")
     print(table(BESIDE_HEADERS, beside))
     finish("ahead", {"short": short, "rows": [dict(zip(HEADERS, row, strict=True)) for row in rows], "beside": beside})

@@ -248,13 +248,13 @@ def gently_from_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @asynccontextmanager
-async def beside_a_stream(permits: threading.Semaphore | None = None) -> AsyncIterator[tuple[Room, ResponseLog]]:
+async def beside_a_stream(permits: threading.Semaphore | None = None) -> AsyncIterator[Room]:
     async with room(engine={"step_seconds": 0.0005, "permits": permits}) as here:
         log = await here.ask(TextPrompt("a"), 10_000)
         if permits is not None:
             permits.release(1)
         await until(lambda: any(isinstance(event, TextDelta) for event in log._events))
-        yield here, log
+        yield here
         log.cancel(CancelCause.STOPPED)
         if permits is not None:
             permits.release(1000)
@@ -262,7 +262,7 @@ async def beside_a_stream(permits: threading.Semaphore | None = None) -> AsyncIt
 
 @pytest.mark.usefixtures("gently_from_the_start")
 async def test_beside_streams_a_typist_is_read_gently_and_a_paste_at_once() -> None:
-    async with beside_a_stream() as (here, _):
+    async with beside_a_stream() as here:
         typing = here.typing(TextPrompt(""))
         typing.append("x " * 60)
         await until(lambda: typing.read == 96)
@@ -274,7 +274,7 @@ async def test_beside_streams_a_typist_is_read_gently_and_a_paste_at_once() -> N
 
 
 async def test_near_the_start_of_a_text_whole_pieces_are_short_enough() -> None:
-    async with beside_a_stream() as (here, _):
+    async with beside_a_stream() as here:
         typing = here.typing(TextPrompt(""))
         for length in range(64, 1200, 64):
             typing.append("x " * 32)
@@ -293,14 +293,20 @@ async def test_on_an_idle_engine_nothing_is_read_gently() -> None:
         typing.close()
 
 
+async def typed_and_read_a_little(here: Room, permits: threading.Semaphore) -> Typing:
+    """Some of its first block has been read, gently, and a step waits for its permit."""
+    typing = here.typing(TextPrompt(""))
+    typing.append("x " * 60)
+    permits.release(5)
+    await until(lambda: here.engine.stats().steps == 6 and here.engine.gently == [True])
+    return typing
+
+
 @pytest.mark.usefixtures("gently_from_the_start")
 async def test_commit_gives_up_what_is_being_read_gently() -> None:
     permits = threading.Semaphore(0)
-    async with beside_a_stream(permits) as (here, _):
-        typing = here.typing(TextPrompt(""))
-        typing.append("x " * 60)
-        permits.release(5)
-        await until(lambda: here.engine.stats().steps == 6 and here.engine.gently == [True])
+    async with beside_a_stream(permits) as here:
+        typing = await typed_and_read_a_little(here, permits)
         prompt = await asyncio.wait_for(typing.commit(), 5)  # In the middle of a step.
         asked = await here.ask(prompt)
         permits.release(4)
@@ -312,11 +318,8 @@ async def test_commit_gives_up_what_is_being_read_gently() -> None:
 @pytest.mark.usefixtures("gently_from_the_start")
 async def test_a_text_that_was_interrupted_is_read_on() -> None:
     permits = threading.Semaphore(0)
-    async with beside_a_stream(permits) as (here, _):
-        typing = here.typing(TextPrompt(""))
-        typing.append("x " * 60)
-        permits.release(3)
-        await until(lambda: here.engine.gently == [True] and here.engine.stats().steps == 4)
+    async with beside_a_stream(permits) as here:
+        typing = await typed_and_read_a_little(here, permits)
         asked = await here.ask(TextPrompt("y" * 1000))
         permits.release(20)
         await until(lambda: asked.ended)

@@ -54,7 +54,7 @@ _READ_ONLY = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True)
 """What a prompt is submitted with that is only to be read: the runtime has no request without a token."""
 
 
-_NO_FAILURE = (None, EndReason.STOP, EndReason.LENGTH)
+_FAILURES = (EndReason.ERROR, EndReason.OUT_OF_MEMORY)
 
 
 @dataclass(slots=True)
@@ -282,8 +282,8 @@ class OpenVINOEngine(SteppingEngine):
 
     def _follow(self, added: Sequence[Add], stepped: Stepped) -> None:
         """Let the mirror of the cache take the step that the runtime has taken."""
-        cache, failed = self._cache, (EndReason.ERROR, EndReason.OUT_OF_MEMORY)
-        lost = {said.sequence for said in stepped.said if said.ended in failed}
+        cache = self._cache
+        lost = {said.sequence for said in stepped.said if said.ended in _FAILURES}
         for new in added:
             if new.sequence not in lost:
                 sequence, cached = self._sequences[new.sequence], cache.add(new.sequence, new.prompt)
@@ -306,7 +306,7 @@ class OpenVINOEngine(SteppingEngine):
             self._open_ends.release(number)
         if ended is not None:
             self._open_ends.leave(sequence.computed)
-        if sequence.arrival.sampling is None and ids and ended in _NO_FAILURE:
+        if sequence.arrival.sampling is None and ids and ended not in _FAILURES:
             return None if ended is None else self._has_read(sequence)
         if ended is not None:
             del self._sequences[number]

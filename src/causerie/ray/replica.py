@@ -178,22 +178,26 @@ class EngineHost:
         Returns how much of it was cached, None where the engine cannot say. Raises CauserieError where it failed.
         """
         while True:
-            done: asyncio.Future[Update | None] = asyncio.get_running_loop().create_future()
-            reading = Reading(prompt, len(prompt), 0, len(prompt), lambda _: None, done.set_result, gently=gently)
-            self._ahead.append(reading)
-            self._reader.wake()
-            try:
-                failure = await done
-            except asyncio.CancelledError:
-                if reading in self._ahead:
-                    self._ahead.remove(reading)
-                else:
-                    self._reader.cancel(reading, lambda: None)
-                raise
+            reading, failure = await self._read(prompt, gently)
             if failure is None:
                 return reading.cached
             if not reading.interrupted:
                 raise CauserieError(failure.detail or "The engine did not read it.")
+
+    async def _read(self, prompt: Sequence[int], gently: bool) -> tuple[Reading, Update | None]:
+        """Once; with the update that says why it was not read, if it was not."""
+        done: asyncio.Future[Update | None] = asyncio.get_running_loop().create_future()
+        reading = Reading(prompt, len(prompt), 0, len(prompt), lambda _: None, done.set_result, gently=gently)
+        self._ahead.append(reading)
+        self._reader.wake()
+        try:
+            return reading, await done
+        except asyncio.CancelledError:
+            if reading in self._ahead:
+                self._ahead.remove(reading)
+            else:
+                self._reader.cancel(reading, lambda: None)
+            raise
 
     def _next_ahead(self) -> Reading | None:
         return self._ahead.popleft() if self._ahead and not self._admission.waiting else None

@@ -84,7 +84,7 @@ async def test_what_was_read_in_a_pause_is_cached_to_its_last_token(default_fold
         typing = service.typing(turn(""))
 
         def all_read() -> bool:
-            return typing._whole is not None and typing.whole == () and not service.engine.stats().running
+            return typing._whole is not None and typing.whole == () and typing._reading is None
 
         typing.append(text[:-5])
         await until(all_read, 60)

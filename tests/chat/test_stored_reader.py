@@ -57,3 +57,19 @@ async def test_whoever_leaves_while_it_waits_is_not_at_the_end() -> None:
 async def test_a_reader_behind_the_end_has_everything() -> None:
     reader = kept(Shared(), SAID, END).reader(2)
     assert [event async for event in reader] == [] and reader.at_end
+
+
+async def test_readers_of_one_response_each_get_all_of_it_whoever_saw_its_end_first() -> None:
+    stored = kept(Shared([END]), SAID)
+    first, second = stored.reader(0), stored.reader(0)
+    for reader in (first, second):
+        assert [event async for event in reader] == [SAID, END] and reader.at_end
+
+
+async def test_it_knows_what_the_text_that_came_says_to_have_been_shown() -> None:
+    more = Numbered(2, TextDelta((Part(0, "bc", 1),), 1))
+    stored = kept(Shared([more], [Numbered(3, END.event)]), SAID)
+    assert (stored.acknowledged, stored.text_end(1), stored.ended) == (None, 1, False)
+    assert [event async for event in stored.reader(1)] == [more, (3, END.event)]
+    assert (stored.acknowledged, stored.text_end(2), stored.text_end(1), stored.ended) == (1, 3, 1, True)
+    assert stored.event_at(2) == more.event

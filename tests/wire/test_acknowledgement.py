@@ -24,7 +24,7 @@ from causerie.types import (
     TokenLogprob,
     Usage,
 )
-from causerie.wire.acknowledgement import Shown, acknowledge
+from causerie.wire.acknowledgement import Shown, text_shown
 from causerie.wire.responses_events import ResponseEvents
 
 RECORD = ResponseRecord("resp_1", "", 0.0, "m", {}, (), "msg_1")
@@ -62,7 +62,7 @@ def test_a_number_stands_for_the_text_that_was_sent_up_to_it(texts: list[str], d
     log = log_of(*texts)
     for number, had in sorted(numbered(log).items()):
         if data.draw(st.booleans()):
-            assert acknowledge(Shown(number, None), RECORD, log, len(log)) == had == log.acknowledged
+            assert text_shown(Shown(number, None), log, len(log)) == had
 
 
 @given(TEXTS, st.integers(0, 12), st.data())
@@ -72,11 +72,10 @@ def test_nothing_beyond_what_was_sent_is_taken(texts: list[str], sent: int, data
     text_end = data.draw(st.integers(0, 60))
     had = sum(map(len, texts[: max(0, sent - 2)]))
     if text_end <= had:
-        assert acknowledge(Shown(None, text_end), RECORD, log, sent) == text_end
+        assert text_shown(Shown(None, text_end), log, sent) == text_end
     else:
         with pytest.raises(InvalidRequest):
-            acknowledge(Shown(None, text_end), RECORD, log, sent)
-        assert log.acknowledged is None
+            text_shown(Shown(None, text_end), log, sent)
 
 
 @given(TEXTS, st.lists(st.integers(0, 60)))
@@ -85,7 +84,7 @@ def test_it_never_goes_back(texts: list[str], ends: list[int]) -> None:
     for text_end in ends:
         before = log.acknowledged
         try:
-            acknowledge(Shown(None, text_end), RECORD, log, len(log))
+            log.was_shown(text_shown(Shown(None, text_end), log, len(log)))
         except InvalidRequest:
             assert log.acknowledged == before
         else:
@@ -95,9 +94,10 @@ def test_it_never_goes_back(texts: list[str], ends: list[int]) -> None:
 def test_after_the_end_nothing_is_taken() -> None:
     log = log_of("abc")
     log.append(ENDS["stop"])
-    for of in (log, None):
-        with pytest.raises(ResponseNotActive if of else InvalidRequest):
-            acknowledge(Shown(None, 1), RECORD, of, len(log))
+    with pytest.raises(ResponseNotActive):
+        text_shown(Shown(None, 1), log, len(log))
+    log.was_shown(1)
+    assert log.acknowledged is None
 
 
 @given(TEXTS, st.none() | st.integers(0, 20))

@@ -16,7 +16,7 @@ from typing import NamedTuple, Protocol, TypeVar
 
 from causerie.chat.graced import GracedStream, GracedStreams
 from causerie.chat.journal import Journal, Recording
-from causerie.chat.log import EventReader, Numbered, ResponseLog, read_out
+from causerie.chat.log import Acknowledged, EventReader, Numbered, ResponseLog, read_out
 from causerie.chat.memory import Memory
 from causerie.chat.records import Item, ResponseRecord, Status
 from causerie.chat.response import Turn
@@ -66,7 +66,7 @@ class Live(NamedTuple):
 
     @property
     def stream(self) -> Stream:
-        return Stream(self.record, self.log.history(), self.log.reader, lambda: self.log.ended_at)
+        return Stream(self.record, self.log.history(), self.log.reader, lambda: self.log.ended_at, self.log)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +81,7 @@ class Stream:
     """From behind an event's number."""
     ended_at: Callable[[], float]
     """When it ended, in Unix time; asked at its end."""
+    answer: Acknowledged
 
     @property
     def status(self) -> Status:
@@ -107,7 +108,7 @@ class Archive:
 
     async def start(self) -> None:
         """Open the store. Raises StoreError."""
-        await self.store.open(self._runner, self._asked_to_cancel, self._followed)
+        await self.store.open(self._runner, self._asked_to_cancel, self._followed, self._acknowledged)
         self._sweeper.start()
 
     async def stop(self) -> None:
@@ -158,7 +159,7 @@ class Archive:
             raise _no_response(id_)
         ended_at = None if found.outcome is None else found.outcome.ended
         kept = Kept(self.store, owner, id_, await self.store.events(owner, id_), ended_at)
-        return Stream(found, list(kept.events), kept.reader, lambda: kept.ended_at or 0.0)
+        return Stream(found, list(kept.events), kept.reader, lambda: kept.ended_at or 0.0, kept)
 
     async def find_any(self, owner: str, id_: str) -> GracedStream:
         """Stored or not. Raises ResponseNotFound, StreamExpired, StoreError."""
@@ -183,11 +184,6 @@ class Archive:
             return await self.find(owner, id_)
         except ResponseNotFound:
             raise otherwise from None
-
-    def log(self, owner: str, id_: str) -> ResponseLog | None:
-        """Of a response that this process generates."""
-        live = self._live.get((owner, id_))
-        return None if live is None else live.log
 
     def running(self, owner: str, conversation: str) -> str | None:
         """The response of the conversation that this process generates now."""
@@ -314,6 +310,10 @@ class Archive:
     def _followed(self, id_: str) -> None:
         if (log := self._log(id_)) is not None:
             self._service.streams.followed(log)
+
+    def _acknowledged(self, id_: str, text_end: int) -> None:
+        if (log := self._log(id_)) is not None:
+            log.was_shown(text_end)
 
     def _log(self, id_: str) -> ResponseLog | None:
         """Of a response that this process generates."""

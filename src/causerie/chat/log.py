@@ -24,6 +24,48 @@ class Numbered(NamedTuple):
     event: Event
 
 
+class Acknowledged(Protocol):
+    """A response whose client says how much of its text it has shown. Its events are numbered as its readers'."""
+
+    @property
+    def ended(self) -> bool: ...
+
+    @property
+    def acknowledged(self) -> int | None:
+        """Characters of its text that were shown, up to the end; None if its client says nothing."""
+        ...
+
+    def event_at(self, number: int) -> Event: ...
+
+    def text_end(self, number: int) -> int:
+        """Characters of the text up to event ``number``; of a response with one choice."""
+        ...
+
+    async def acknowledge(self, text_end: int) -> bool:
+        """So many characters were shown; never fewer than before. False if it has ended: that changes nothing."""
+        ...
+
+
+class TextEnds:
+    """How many characters of a response's text there are up to each of its events."""
+
+    def __init__(self) -> None:
+        self._ends = [0]
+
+    @property
+    def counted(self) -> int:
+        return len(self._ends) - 1
+
+    def count(self, events: Iterable[Event]) -> None:
+        """Take in the next events."""
+        for event in events:
+            said = sum(len(part.text) for part in event.parts) if isinstance(event, TextDelta) else 0
+            self._ends.append(self._ends[-1] + said)
+
+    def __getitem__(self, number: int) -> int:
+        return self._ends[number]
+
+
 class Recorder(Protocol):
     """Whoever keeps a log's events. It calls ``committed`` or ``break_off`` in its own time."""
 
@@ -58,7 +100,7 @@ class ResponseLog:
         """Unix time of the terminal event, once it is there."""
         self.acknowledged: int | None = None
         """Characters of its text that its client says to have shown, up to the end; None if it says nothing."""
-        self._text_ends = [0]
+        self._text_ends = TextEnds()
         self._events: list[Event] = []
         self._visible = 0
         self._recorder = recorder
@@ -122,12 +164,24 @@ class ResponseLog:
             if not self.ended:
                 self.append(Failed(error, kept=self.acknowledged))
 
+    def event_at(self, number: int) -> Event:
+        """See ``Acknowledged``."""
+        return self._events[number - 1]
+
     def text_end(self, number: int) -> int:
-        """Characters of the text up to event ``number``; of a response with one choice."""
-        for event in self._events[len(self._text_ends) - 1 : number]:
-            said = sum(len(part.text) for part in event.parts) if isinstance(event, TextDelta) else 0
-            self._text_ends.append(self._text_ends[-1] + said)
+        """See ``Acknowledged``."""
+        self._text_ends.count(self._events[self._text_ends.counted : number])
         return self._text_ends[number]
+
+    async def acknowledge(self, text_end: int) -> bool:
+        """See ``Acknowledged``."""
+        self.was_shown(text_end)
+        return not self.ended
+
+    def was_shown(self, text_end: int) -> None:
+        """``acknowledge``, for another process."""
+        if not self.ended:
+            self.acknowledged = max(text_end, self.acknowledged or 0)
 
     def _show(self, number: int) -> None:
         self._visible = number

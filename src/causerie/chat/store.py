@@ -74,15 +74,19 @@ class Store(Protocol):
         ...
 
     async def open(
-        self, runner: str, on_cancel: Callable[[str], None], on_followed: Callable[[str], None] = lambda _: None
+        self,
+        runner: str,
+        on_cancel: Callable[[str], None],
+        on_followed: Callable[[str], None] = lambda _: None,
+        on_acknowledged: Callable[[str, int], None] = lambda _, __: None,
     ) -> None:
         """Make or migrate the schema, and end as failed (``Interrupted``, the text that was committed kept) what a
         process that is gone left running.
 
         ``runner`` names this process. ``on_cancel`` is called with the id of a response that this process generates
         and that another one was asked to cancel; ``on_followed``, now and then, with the id of one that another process
-        follows. Raises StoreError for a store that cannot be opened, is locked by
-        another process, corrupt or of a newer schema.
+        follows; ``on_acknowledged`` with what another one's ``tell_acknowledged`` was given. Raises StoreError for a
+        store that cannot be opened, is locked by another process, corrupt or of a newer schema.
         """
         ...
 
@@ -133,6 +137,14 @@ class Store(Protocol):
 
     async def ask_cancel(self, id_: str) -> None:
         """Tell the process that generates it; only where the store is ``shared``."""
+        ...
+
+    async def tell_acknowledged(self, id_: str, text_end: int) -> bool:
+        """Tell the process that generates it how many characters were shown; False if nobody generates it any more.
+
+        What the same process tells of a response arrives in the order in which it is told. Only where the store is
+        ``shared``.
+        """
         ...
 
     async def create_conversation(self, record: ConversationRecord, items: Sequence[Item]) -> None: ...

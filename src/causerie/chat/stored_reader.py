@@ -5,30 +5,58 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from causerie.chat.log import EventReader, Numbered
+from causerie.chat.log import EventReader, Numbered, TextEnds
 from causerie.chat.store import Store
 from causerie.errors import ResponseNotFound
-from causerie.types import Failed, Finished
+from causerie.types import Event, Failed, Finished, TextDelta
 
 
 class Kept:
-    """What the store has of a response: ``events``, all so far. Makes readers of them and of what is still to come."""
+    """What the store has of a response: ``events``, all so far. Makes readers of them and of what is still to come.
+
+    It is ``Acknowledged``: what its client has shown, the process is told that generates it.
+    """
 
     def __init__(
         self, store: Store, owner: str, id_: str, events: Sequence[Numbered], ended_at: float | None = None
     ) -> None:
-        self.events = events
         self.ended_at = ended_at
         """When the response ended, in Unix time; known at the latest once a reader has come to its end."""
         self._store = store
         self._owner = owner
         self._id = id_
+        self._acknowledged: int | None = None
+        self._text_ends = TextEnds()
+        self.events: list[Numbered] = []
+        self._take(events)
 
     @property
     def ended(self) -> bool:
         return bool(self.events) and isinstance(self.events[-1].event, Finished | Failed)
+
+    @property
+    def acknowledged(self) -> int | None:
+        """As far as is known here: by an acknowledgement that was taken here, or that came with the last text."""
+        return self._acknowledged
+
+    def event_at(self, number: int) -> Event:
+        return self.events[number - 1].event
+
+    def text_end(self, number: int) -> int:
+        self._text_ends.count(event for _, event in self.events[self._text_ends.counted : number])
+        return self._text_ends[number]
+
+    async def acknowledge(self, text_end: int) -> bool:
+        """See ``Acknowledged``. One that meets the end on its way changes nothing, and True is returned all the same.
+
+        Raises StoreError where it was not heard.
+        """
+        told = self._store.shared and await self._store.tell_acknowledged(self._id, text_end)
+        if told:
+            self._acknowledged = max(text_end, self._acknowledged or 0)
+        return told
 
     def reader(self, after: int) -> EventReader:
         events = deque(event for event in self.events if event.number > after)
@@ -37,8 +65,16 @@ class Kept:
     async def follow(self, after: int) -> list[Numbered]:
         """What comes behind number ``after``; nothing if the response was over by then."""
         if self.ended or not self._store.shared:
-            return []
-        return await self._store.follow(self._owner, self._id, after)
+            return self.events[after:]
+        found = await self._store.follow(self._owner, self._id, after)
+        self._take(each for each in found if each.number > len(self.events))
+        return found
+
+    def _take(self, events: Iterable[Numbered]) -> None:
+        for each in events:
+            self.events.append(each)
+            if isinstance(each.event, TextDelta) and each.event.acknowledged is not None:
+                self._acknowledged = max(each.event.acknowledged, self._acknowledged or 0)
 
     async def see_end(self) -> None:
         if self.ended_at is None:

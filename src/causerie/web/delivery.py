@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from causerie.chat.archive import Stream
-from causerie.chat.log import ResponseLog
+from causerie.chat.log import Acknowledged
 from causerie.chat.records import ResponseRecord
 from causerie.types import CancelCause
-from causerie.wire.acknowledgement import Shown, acknowledge
+from causerie.wire.acknowledgement import Shown, settled, text_shown
 from causerie.wire.responses_events import ResponseEvents
 
 
@@ -28,12 +28,19 @@ class Delivery:
     """A response on its way to the client."""
 
     record: ResponseRecord
-    log: ResponseLog | None
-    """None for one that another process generates."""
+    answer: Acknowledged
     stop: Callable[[CancelCause], object]
     sent: int = 0
     """The number of the log's last event that is sent."""
 
-    def acknowledge(self, shown: Shown) -> None:
-        """Raises what ``wire.acknowledgement.acknowledge`` raises."""
-        acknowledge(shown, self.record, self.log, self.sent)
+    async def acknowledge(self, shown: Shown) -> None:
+        """Raises what ``acknowledge`` raises."""
+        await acknowledge(shown, self.answer, self.sent)
+
+
+async def acknowledge(shown: Shown, answer: Acknowledged, sent: int) -> int:
+    """Take in what a client has shown; returns it in characters. See ``text_shown``; also raises StoreError."""
+    text_end = text_shown(shown, answer, sent)
+    if not await answer.acknowledge(text_end):
+        raise settled()
+    return text_end

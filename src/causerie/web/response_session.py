@@ -148,7 +148,7 @@ class ResponseSession:
 
     async def _acknowledge(self, action: Acknowledge) -> None:
         try:
-            self._deliveries[action.lane].acknowledge(action.shown)
+            await self._deliveries[action.lane].acknowledge(action.shown)
         except CauserieError as error:
             await self.send(self._socket.error(error, action.lane).text)
 
@@ -189,7 +189,7 @@ class ResponseSession:
         record = resumed.stream.record
         delivery = Delivery(
             record,
-            self._archive.log(self._owner, record.id),
+            resumed.stream.answer,
             lambda _: self._spawn(self._stop_stored(record.id)),
             sent=resumed.position,
         )

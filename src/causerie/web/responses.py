@@ -13,11 +13,12 @@ from causerie.chat.records import ResponseRecord, outcome_of
 from causerie.chat.service import ChatService
 from causerie.errors import CauserieError, ItemNotFound, ResponseNotFound
 from causerie.types import Event, Failed, Finished
+from causerie.web.delivery import acknowledge
 from causerie.web.openai import EVENT_STREAM_HEADERS, PARSE_INLINE, limits_of
 from causerie.web.requests import ClientGone, header, id_header, owner_of, read_body, send_json
 from causerie.web.streams import StreamedAnswer, leave_with_client, wanted_on_disconnect
 from causerie.wire import sse
-from causerie.wire.acknowledgement import acknowledge, parse_acknowledgement
+from causerie.wire.acknowledgement import parse_acknowledgement
 from causerie.wire.disconnect import check_in_background
 from causerie.wire.fields import query_pairs
 from causerie.wire.idempotency import check_same, response_id
@@ -71,9 +72,9 @@ class Responses:
 
     async def acknowledge(self, scope: Scope, receive: Receive, send: Send) -> None:
         shown = parse_acknowledgement(await read_body(scope, receive, self._service.settings))
-        owner, id_ = owner_of(scope), scope["path_params"]["id"]
-        stream, log = await self._archive.find(owner, id_), self._archive.log(owner, id_)
-        text_end = acknowledge(shown, stream.record, log, len(stream.history))
+        id_ = scope["path_params"]["id"]
+        stream = await self._archive.find(owner_of(scope), id_)
+        text_end = await acknowledge(shown, stream.answer, len(stream.history))
         await send_json({"id": id_, "object": "response.ack", "text_end": text_end}, scope, receive, send)
 
     async def delete(self, scope: Scope, receive: Receive, send: Send) -> None:

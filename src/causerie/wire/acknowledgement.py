@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from causerie.chat.log import ResponseLog
-from causerie.chat.records import ResponseRecord
+from causerie.chat.log import Acknowledged
 from causerie.errors import InvalidRequest, ResponseNotActive
 from causerie.wire.fields import Fields, parse_object
 from causerie.wire.responses_events import last_number, log_number
@@ -49,40 +48,39 @@ def parse_acknowledgement(body: bytes) -> Shown:
     return shown
 
 
-def acknowledge(shown: Shown, record: ResponseRecord, log: ResponseLog | None, sent: int) -> int:
-    """Take it in; returns the characters of the answer that were shown.
+def text_shown(shown: Shown, answer: Acknowledged, sent: int) -> int:
+    """The characters of the answer that were shown.
 
-    ``log`` is None for a response that this process does not generate. ``sent`` is the number of the last of its events
-    that the client can know. Raises ResponseNotActive after its end; InvalidRequest for what was not sent yet, and for
-    less than was shown before.
+    ``sent`` is the number of the last of its events that the client can know. Raises ResponseNotActive after its end;
+    InvalidRequest for what was not sent yet, and for less than was shown before.
     """
-    if log is None and record.outcome is None:
+    if answer.ended:
+        raise settled()
+    text_end = _text_end(shown, answer, sent)
+    if text_end < (answer.acknowledged or 0):
         raise InvalidRequest(
-            "Another server process generates this response, and takes acknowledgements of it.", param="response_id"
-        )
-    if log is None or log.ended:
-        raise ResponseNotActive("This response has ended: what is kept of it is settled.", param="response_id")
-    text_end = _text_end(shown, log, sent)
-    if text_end < (log.acknowledged or 0):
-        raise InvalidRequest(
-            f"These are {text_end} characters of the answer, but {log.acknowledged} were acknowledged before.",
+            f"These are {text_end} characters of the answer, but {answer.acknowledged} were acknowledged before.",
             param=_param(shown),
         )
-    log.acknowledged = text_end
     return text_end
 
 
-def _text_end(shown: Shown, log: ResponseLog, sent: int) -> int:
+def settled() -> ResponseNotActive:
+    """What an acknowledgement comes to that is later than the end."""
+    return ResponseNotActive("This response has ended: what is kept of it is settled.", param="response_id")
+
+
+def _text_end(shown: Shown, answer: Acknowledged, sent: int) -> int:
     if shown.number is not None:
-        last = last_number(sent, log.events[sent - 1]) if sent else 0
+        last = last_number(sent, answer.event_at(sent)) if sent else 0
         if shown.number > last:
             raise InvalidRequest(
                 f"'sequence_number' is {shown.number}, but the last event that was sent is number {last}.",
                 param="sequence_number",
             )
-        return log.text_end(min(sent, log_number(shown.number)))
+        return answer.text_end(min(sent, log_number(shown.number)))
     assert shown.text_end is not None
-    said = log.text_end(sent)
+    said = answer.text_end(sent)
     if shown.text_end > said:
         raise InvalidRequest(
             f"'text_end' is {shown.text_end}, but {said} characters of the answer were sent.", param="text_end"

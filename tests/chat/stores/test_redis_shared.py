@@ -108,6 +108,26 @@ async def test_a_response_is_cancelled_where_it_is_generated(
     assert cancelled.empty()
 
 
+async def test_what_was_shown_is_told_to_the_process_that_generates(one: RedisStore, empty_redis: str) -> None:
+    told: asyncio.Queue[tuple[str, int]] = asyncio.Queue()
+    two = RedisStore(empty_redis)
+    await two.open("two", ignore, on_acknowledged=lambda *each: told.put_nowait(each))
+    await two.begin(record())
+    for text_end in (3, 0):
+        assert await one.tell_acknowledged("r1", text_end)
+    assert [await told.get(), await told.get()] == [("r1", 3), ("r1", 0)]
+    await two.write(writes("r1", ANSWER))
+    assert not await one.tell_acknowledged("r1", 4) and not await one.tell_acknowledged("r2", 4)
+    assert told.empty()
+    await two.close()
+
+
+@pytest.mark.usefixtures("gone")
+async def test_a_dead_process_is_told_nothing_and_its_response_ends(one: RedisStore) -> None:
+    assert not await one.tell_acknowledged("r1", 1)
+    await see_that_it_ended_once(one)
+
+
 @pytest.mark.usefixtures("gone")
 @pytest.mark.parametrize("way", ["response", "events", "follow", "begin", "add", "chain", "cancel", "open", "sweep"])
 async def test_whoever_comes_across_it_ends_what_a_dead_server_ran(one: RedisStore, empty_redis: str, way: str) -> None:

@@ -46,10 +46,19 @@ class RedisStore:
         self._writing = asyncio.Lock()
 
     async def open(
-        self, runner: str, on_cancel: Callable[[str], None], on_followed: Callable[[str], None] = lambda _: None
+        self,
+        runner: str,
+        on_cancel: Callable[[str], None],
+        on_followed: Callable[[str], None] = lambda _: None,
+        on_acknowledged: Callable[[str, int], None] = lambda _, __: None,
     ) -> None:
         self._on_cancel = on_cancel
-        told = {"cancel": on_cancel, "followed": on_followed}
+
+        def acknowledged(message: str) -> None:
+            id_, _, text_end = message.rpartition(" ")
+            on_acknowledged(id_, int(text_end))
+
+        told = {"cancel": on_cancel, "followed": on_followed, "acknowledged": acknowledged}
         try:
             await self._calls.see_that_it_fits()
             self._lease = Lease(self._calls, self._lease_seconds, told, self._end_all_of, self._keep_expiring)
@@ -161,15 +170,24 @@ class RedisStore:
         return bool((await self._run("delete_response", owner, id_))[0])
 
     async def ask_cancel(self, id_: str) -> None:
+        await self._tell("cancel", id_, id_)
+
+    async def tell_acknowledged(self, id_: str, text_end: int) -> bool:
+        return await self._tell("acknowledged", id_, f"{id_} {text_end}")
+
+    async def _tell(self, channel: str, id_: str, message: str) -> bool:
+        """Tell the process that generates it; False if nobody does."""
         with told_plainly():
             found, outcome = await self._calls.redis.hmget(_RESPONSE + id_, "lease", "outcome")
         if found is None or outcome is not None:
-            return
+            return False
         lease = found.decode()
-        if not await self._held().ask_cancel(lease, id_):
-            if await self._held().lives(lease):
-                raise StoreError("The server that generates this response was not reached. Try again in a moment.")
-            await self._end_all_of(lease, id_)
+        if await self._held().tell(channel, lease, message):
+            return True
+        if await self._held().lives(lease):
+            raise StoreError("The server that generates this response was not reached. Try again in a moment.")
+        await self._end_all_of(lease, id_)
+        return False
 
     async def create_conversation(self, record: ConversationRecord, items: Sequence[Item]) -> None:
         await self._run(

@@ -20,7 +20,7 @@ class Lease:
 
     What was begun under a lapsed lease may be ended by anybody, so a process that was only paused gets a new one, and
     ``on_lapse`` is given the old. ``on_told`` has, by their names, the channels on which other processes tell this one
-    the id of a response that it runs. ``on_renewed`` is called after each time that the lease was renewed.
+    of a response that it runs. ``on_renewed`` is called after each time that the lease was renewed.
     """
 
     def __init__(
@@ -71,10 +71,10 @@ class Lease:
         logger.warning("this process did not reach Redis for %.1f s; what it was generating is given up", self._seconds)
         await self._on_lapse(lapsed)
 
-    async def ask_cancel(self, lease: str, id_: str) -> bool:
+    async def tell(self, channel: str, lease: str, message: str) -> bool:
         """Tell the process with that lease; whether it was heard."""
         with told_plainly():
-            return bool(await self._calls.redis.publish(f"causerie:cancel:{lease.partition(':')[0]}", id_))
+            return bool(await self._calls.redis.publish(f"causerie:{channel}:{lease.partition(':')[0]}", message))
 
     async def lives(self, lease: str) -> bool:
         with told_plainly():

@@ -43,7 +43,11 @@ class SQLiteStore:
         self._identity: tuple[int, int] | None = None
 
     async def open(
-        self, runner: str, on_cancel: Callable[[str], None], on_followed: Callable[[str], None] = lambda _: None
+        self,
+        runner: str,
+        on_cancel: Callable[[str], None],
+        on_followed: Callable[[str], None] = lambda _: None,
+        on_acknowledged: Callable[[str, int], None] = lambda _, __: None,
     ) -> None:
         self._thread = ThreadPoolExecutor(1, "causerie-store")
         try:
@@ -81,6 +85,9 @@ class SQLiteStore:
         return await self._change(queries.delete_response, owner, id_)
 
     async def ask_cancel(self, id_: str) -> None:
+        raise RuntimeError("no other process generates for this store")
+
+    async def tell_acknowledged(self, id_: str, text_end: int) -> bool:
         raise RuntimeError("no other process generates for this store")
 
     async def create_conversation(self, record: ConversationRecord, items: Sequence[Item]) -> None:

@@ -198,6 +198,8 @@ async def test_past_the_window_it_is_gone_and_said_so() -> None:
         ("/v1/chat/completions/x?stream=true", {"Last-Event-ID": "nonsense"}, "Last-Event-ID"),
         ("/v1/chat/completions/x?stream=true", {"Last-Event-ID": "y:1"}, "Last-Event-ID"),
         ("/streams/x", {"Last-Event-ID": "y:1"}, "Last-Event-ID"),
+        ("/streams/x", {"Last-Event-ID": "x:99999"}, "Last-Event-ID"),
+        ("/streams/x?starting_after=99999", {}, "starting_after"),
         ("/streams/x?from=1", {}, "from"),
     ],
 )

@@ -12,8 +12,9 @@ from starlette.types import Receive, Scope, Send
 
 from causerie.chat.archive import Archive
 from causerie.chat.records import ConversationRecord
+from causerie.chat.stores import refusals
 from causerie.config import Settings
-from causerie.errors import ConversationNotFound, ItemNotFound
+from causerie.errors import ItemNotFound
 from causerie.web.openai import PARSE_INLINE
 from causerie.web.requests import owner_of, read_body, send_json
 from causerie.wire.conversations import (
@@ -58,7 +59,7 @@ class Conversations:
     async def delete(self, scope: Scope, receive: Receive, send: Send) -> None:
         id_ = _conversation(scope)
         if not await self._store.delete_conversation(owner_of(scope), id_):
-            raise _no_conversation(id_)
+            raise refusals.no_conversation(id_, "conversation_id")
         await send_json(deleted_object(id_), scope, receive, send)
 
     async def items(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -108,12 +109,8 @@ def _conversation(scope: Scope) -> str:
 
 def _there(record: ConversationRecord | None, id_: str) -> ConversationRecord:
     if record is None:
-        raise _no_conversation(id_)
+        raise refusals.no_conversation(id_, "conversation_id")
     return record
-
-
-def _no_conversation(id_: str) -> ConversationNotFound:
-    return ConversationNotFound(f"There is no conversation {id_[:64]!r}.", param="conversation_id")
 
 
 def _no_item(id_: str) -> ItemNotFound:

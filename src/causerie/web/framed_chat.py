@@ -14,7 +14,8 @@ from starlette.types import Receive, Scope, Send
 from causerie.chat.archive import Archive
 from causerie.chat.records import ConversationRecord
 from causerie.chat.service import ChatService
-from causerie.errors import ConversationNotFound, ResponseNotFound
+from causerie.chat.stores import refusals
+from causerie.errors import ResponseNotFound
 from causerie.types import OnDisconnect
 from causerie.web.delivery import Resumed
 from causerie.web.requests import header, owner_of
@@ -34,7 +35,7 @@ GRACE = 30.0
 async def check_conversation(archive: Archive, owner: str, id_: str) -> None:
     """Raises ConversationNotFound."""
     if await archive.store.conversation(owner, id_) is None:
-        raise ConversationNotFound(f"There is no conversation {id_[:64]!r}.", param="conversation")
+        raise refusals.no_conversation(id_)
 
 
 class FramedChat:

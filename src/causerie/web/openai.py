@@ -123,7 +123,7 @@ class Completions:
         self, id_: str, place: Place, include_usage: bool, scope: Scope, receive: Receive, send: Send
     ) -> None:
         stream = await self._archive.find_any(owner_of(scope), id_)
-        check_place(place, stream.history)
+        check_place(place, stream.history, scope)
         chunks = NumberedChunks(self._heading_of(stream), include_usage=include_usage, place=place)
         encoder = NumberedStream(chunks)
         for number, event in stream.history[: place.number]:

@@ -80,13 +80,12 @@ def last_place(scope: Scope, id_: str) -> Place | None:
     return place
 
 
-def check_place(place: Place, history: Sequence[Numbered]) -> None:
+def check_place(place: Place, history: Sequence[Numbered], scope: Scope) -> None:
     """Refuse to go on behind what nobody was sent yet. Raises InvalidRequest."""
     seen = len(history)
     if place.number + bool(place.pieces) > seen:
-        raise InvalidRequest(
-            f"The stream has only {seen} events so far; none is number {place}.", param="starting_after"
-        )
+        param = "starting_after" if header(scope, b"last-event-id") is None else "Last-Event-ID"
+        raise InvalidRequest(f"The stream has only {seen} events so far; none is number {place}.", param=param)
 
 
 class StreamedAnswer:

@@ -64,7 +64,7 @@ class Textbot:
         stream = await self._archive.find_any(owner_of(scope), id_)
         if stream.n > 1:
             raise InvalidRequest(f"The stream has {stream.n} choices; text has place for one. Read it as completions.")
-        check_place(place, stream.history)
+        check_place(place, stream.history, scope)
         # Without numbers a client could not say where to go on.
         await self._send(stream.reader(place.number), id_, scope, receive, send, events=place != START)
 

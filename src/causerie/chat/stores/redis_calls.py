@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -23,7 +23,7 @@ _SCHEMA = "causerie:schema"
 ANSWER_WITHIN: Final = 10.0
 """Seconds for Redis to answer; blocking reads ask for less."""
 
-_REFUSALS = {
+_REFUSALS: Final[dict[str, Callable[[str], CauserieError]]] = {
     "taken": refusals.taken,
     "no_conversation": refusals.no_conversation,
     "busy": refusals.busy,

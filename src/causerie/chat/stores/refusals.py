@@ -22,8 +22,8 @@ def taken(id_: str) -> DuplicateRequest:
     return DuplicateRequest(f"The id {id_!r} is taken. Choose another one.")
 
 
-def no_conversation(id_: str) -> ConversationNotFound:
-    return ConversationNotFound(f"No conversation with the id {id_!r} was found.", param="conversation")
+def no_conversation(id_: str, param: str = "conversation") -> ConversationNotFound:
+    return ConversationNotFound(f"No conversation with the id {id_[:64]!r} was found.", param=param)
 
 
 def busy(id_: str) -> ConversationBusy:

@@ -80,6 +80,20 @@ def assert_came_bit_by_bit(client: Client) -> None:
     assert client.last - client.first > 0.2
 
 
+def two_at_once(name: str, *arguments: str) -> list[Client]:
+    """Two that have ended, and whose answers were written at the same time.
+
+    An answer takes a third of a second, and on a busy machine one may have ended before the other is asked for.
+    """
+    for _ in range(5):
+        pair = Client.two(name, *arguments)
+        for client in pair:
+            client.end()
+        if max(client.first for client in pair) < min(client.last for client in pair):
+            return pair
+    raise AssertionError("one after the other")
+
+
 def test_textbot(cluster: RayCluster, hub: dict[str, str]) -> None:
     prompt = "the quick <|endoftext|> brown 'fox'"
     with running(cluster, "textbot:app", variables=hub) as bot:
@@ -89,9 +103,7 @@ def test_textbot(cluster: RayCluster, hub: dict[str, str]) -> None:
         assert f"-- Prompt: {prompt!r}" in bot.log
         assert "".join(tokens(bot)) == text.removesuffix("\n")
 
-        pair = [Client("stream_client.py", bot.url, prompt) for _ in range(2)]
-        assert [client.end() for client in pair] == [text, text]
-        assert max(client.first for client in pair) < min(client.last for client in pair)
+        assert [client.text for client in two_at_once("stream_client.py", bot.url, prompt)] == [text, text]
 
         refused = requests.post(f"{bot.url}/?prompt={'fox ' * 600}", timeout=30)
         assert refused.status_code == 400 and "context window is 512" in refused.text
@@ -100,15 +112,15 @@ def test_textbot(cluster: RayCluster, hub: dict[str, str]) -> None:
 
 def test_chatbot(cluster: RayCluster, hub: dict[str, str]) -> None:
     with running(cluster, "chatbot:app", variables=hub) as bot:
-        pair = [Client("ws_client.py", bot.socket_url) for _ in range(2)]
-        texts = [client.end() for client in pair]
+        pair = two_at_once("ws_client.py", bot.socket_url)
+        texts = [client.text for client in pair]
         assert texts[0] == texts[1] and FINISHED not in texts[0]
         assert re.findall(r"^you: (.*)$", texts[0], re.MULTILINE) == ["What is the capital of France?", "And of Italy?"]
-        assert bot.log.count("-- Prompt: 'And of Italy?'") == 2
-        assert max(client.first for client in pair) < min(client.last for client in pair)
+        left = bot.log.count("-- Prompt: 'And of Italy?'")
+        assert left in range(2, 11, 2)
         for client in pair:
             assert_came_bit_by_bit(client)
-        until(lambda: bot.log.count("The client has left.") == 2, 10)
+        until(lambda: bot.log.count("The client has left.") == left, 10)
 
         with connect(bot.socket_url) as chat:
             # Each answer is 200 tokens, the window 512: the chat goes on when its beginning no longer fits.

@@ -51,9 +51,10 @@ def numbered(log: ResponseLog) -> dict[int, int]:
     """The characters that a client has who has been sent an event, by its sequence number."""
     events, had, known = ResponseEvents(RECORD, ended=lambda: 0.0), 0, {0: 0}
     for item in log.history():
-        if isinstance(item.event, TextDelta):
-            had += len(item.event.parts[0].text)
-        known |= {made.number: had for made in events.encode(item)}
+        said = len(item.event.parts[0].text) if isinstance(item.event, TextDelta) else 0
+        for made in events.encode(item):
+            had += said if made.type == "response.output_text.delta" else 0
+            known[made.number] = had
     return known
 
 

@@ -7,9 +7,9 @@ from wherever, gets the same numbers. They rise strictly, with gaps.
 ``response.created``                0
 before the ``Started``, number s    the log's number: ``response.queued`` for each ``Queued``,
                                     ``response.in_progress`` for the first ``PrefillProgress``, or for s itself
-with the ``Started``                ``response.output_item.added`` s + 1, ``response.content_part.added`` s + 2
-after it                            the log's number + 2: ``response.output_text.delta``
-the log's end, number t             if it was started ``response.output_text.done`` t + 2,
+with the first text after it        ``response.output_item.added`` s + 1, ``response.content_part.added`` s + 2
+each text                           the log's number + 2: ``response.output_text.delta``
+the log's end, number t             if there was text ``response.output_text.done`` t + 2,
                                     ``response.content_part.done`` t + 3, ``response.output_item.done`` t + 4;
                                     always the terminal event, t + 5
 ==================================  =========================================================================
@@ -78,7 +78,8 @@ class ResponseEvents:
         self._names = logprobs
         self._after = -1
         self._in_progress = False
-        self._started = False
+        self._start = 0
+        self._begun = False
         self._text: list[str] = []
         self._logprobs: list[TokenLogprob] = []
         self._place = {"item_id": record.output_id, "output_index": 0, "content_index": 0}
@@ -105,7 +106,7 @@ class ResponseEvents:
             if last_number(number, event) > after:
                 break
             position = number
-            self._take(event)
+            self._take(number, event)
         return position
 
     def opening(self) -> list[StreamEvent]:
@@ -125,11 +126,12 @@ class ResponseEvents:
         """The events that one of the log's makes: none, one or several."""
         number, event = numbered
         if isinstance(event, TextDelta) and self._names is None:
+            added = self._added_with(event)
             data = self._plain_delta(self._delta, number + 2, event, b',"logprobs":[]}')
-            return [StreamEvent(number + 2, _DELTA, data)] if data else []
+            return [*added, StreamEvent(number + 2, _DELTA, data)] if data else []
         self._take_text(event)
         events = [made for made in self._encode(number, event) if made.number > self._after]
-        self._take_state(event)
+        self._take_state(number, event)
         if events:
             self._after = events[-1].number
         return events
@@ -138,7 +140,8 @@ class ResponseEvents:
         """The same as server-sent events; a prompt that is being read is told in comments."""
         number, event = numbered
         if isinstance(event, TextDelta) and self._names is None:
-            return self._plain_delta(self._delta_line, number + 2, event, b',"logprobs":[]}\n\n')
+            added = as_sse(self._added_with(event))
+            return added + self._plain_delta(self._delta_line, number + 2, event, b',"logprobs":[]}\n\n')
         body = as_sse(self.encode(numbered))
         if isinstance(event, PrefillProgress):
             body += progress_comment(event)
@@ -147,15 +150,19 @@ class ResponseEvents:
     def _plain_delta(self, head: bytes, number: int, event: TextDelta, tail: bytes) -> bytes:
         """A delta without log-probabilities: there are many, and all but the text is known."""
         text = event.parts[0].text
-        self._text.append(text)
-        self._after = number
         if not text:
             return b""
+        self._text.append(text)
+        self._after = number
         return head + b'%d,"delta":' % number + sse.json_text(text) + tail
 
-    def _take(self, event: Event) -> None:
+    def _says(self, delta: TextDelta) -> bool:
+        part = delta.parts[0]
+        return bool(part.text or (self._names is not None and part.logprobs))
+
+    def _take(self, number: int, event: Event) -> None:
         self._take_text(event)
-        self._take_state(event)
+        self._take_state(number, event)
 
     def _take_text(self, event: Event) -> None:
         if isinstance(event, TextDelta):
@@ -164,10 +171,14 @@ class ResponseEvents:
             if self._names is not None:
                 self._logprobs += part.logprobs
 
-    def _take_state(self, event: Event) -> None:
-        if isinstance(event, PrefillProgress | Started):
-            self._in_progress = True
-            self._started = isinstance(event, Started)
+    def _take_state(self, number: int, event: Event) -> None:
+        match event:
+            case PrefillProgress():
+                self._in_progress = True
+            case Started():
+                self._in_progress, self._start = True, number
+            case TextDelta():
+                self._begun = self._begun or self._says(event)
 
     def _encode(self, number: int, event: Event) -> Iterator[StreamEvent]:
         match event:
@@ -180,30 +191,39 @@ class ResponseEvents:
                 if not self._in_progress:
                     yield self._lifecycle(number, "response.in_progress", Status.IN_PROGRESS)
             case Started():
-                yield from self._start(number)
+                if not self._in_progress:
+                    yield self._lifecycle(number, "response.in_progress", Status.IN_PROGRESS)
             case Finished() | Failed():
                 yield from self._end(number, event)
 
     def _rich_delta(self, number: int, event: TextDelta) -> Iterator[StreamEvent]:
         part = event.parts[0]
-        if self._names is not None and (part.text or part.logprobs):
+        if self._names is not None and self._says(event):
+            yield from self._added()
             logprobs = sse.one_line(orjson.dumps(token_logprobs(self._names, part.logprobs)))
             values = (number, sse.json_text(part.text), logprobs)
             yield StreamEvent(number, _DELTA, self._delta + b'%d,"delta":%b,"logprobs":%b}' % values)
 
-    def _start(self, number: int) -> Iterator[StreamEvent]:
-        if not self._in_progress:
-            yield self._lifecycle(number, "response.in_progress", Status.IN_PROGRESS)
-        item = item_object(Item(self._record.output_id, "assistant", "", "in_progress")) | {"content": []}
-        yield _event(number + 1, "response.output_item.added", {"output_index": 0, "item": item})
-        yield _event(number + 2, "response.content_part.added", self._place | {"part": text_part("")})
+    def _added_with(self, delta: TextDelta) -> list[StreamEvent]:
+        """What comes before the first text."""
+        if self._begun or not self._says(delta):
+            return []
+        added = [made for made in self._added() if made.number > self._after]
+        self._begun = True
+        return added
+
+    def _added(self) -> Iterator[StreamEvent]:
+        if not self._begun:
+            item = item_object(Item(self._record.output_id, "assistant", "", "in_progress")) | {"content": []}
+            yield _event(self._start + 1, "response.output_item.added", {"output_index": 0, "item": item})
+            yield _event(self._start + 2, "response.content_part.added", self._place | {"part": text_part("")})
 
     def _end(self, number: int, event: Finished | Failed) -> Iterator[StreamEvent]:
         outcome = outcome_of((TextDelta((Part(0, "".join(self._text), 0),)), event), self._ended())
         assert outcome is not None  # The event is a log's last.
         text = outcome.text
         logprobs = self._logprobs_of(text, all_of_it=event.kept is None)
-        if self._started:
+        if self._begun:
             status: ItemStatus = "completed" if outcome.status is Status.COMPLETED else "incomplete"
             item = item_object(Item(self._record.output_id, "assistant", text, status), logprobs)
             said = {"text": text, "logprobs": logprobs}

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 from openai.resources.responses.responses import AsyncResponsesConnection
 
 from causerie.config import Settings
+from causerie.wire.response_socket import MAX_WAITING
 from tests.support.response_socket import EVENT, TERMINALS, connected, recalling, text_of, to_end, until_type
-from tests.support.service import says, service_with
+from tests.support.service import Permits, says, service_with
 
 BAD: dict[str, tuple[str, str]] = {
     "no JSON": ("{", "invalid_value"),
@@ -111,10 +112,113 @@ async def test_the_input_buffer_has_a_cap_and_names_what_is_wrong() -> None:
         assert (await error(lambda: typed(connection, "commit")))[0] == "invalid_value"
         await typed(connection, "append", text="")
         assert (await error(lambda: typed(connection, "commit")))[0] == "invalid_value"
+        await typed(connection, "truncate", length=0)
+        await typed(connection, "clear")
         bad = {"previous_response_id": "resp_1"}
         assert (await error(lambda: typed(connection, "append", text="Hi", response=bad)))[0] == (
             "previous_response_not_found"
         )
-        await typed(connection, "append", text="Hi")
+        await typed(connection, "append", text="Hi", response={})
         await typed(connection, "commit")
         assert text_of(await to_end_skipping(connection)) == "ok"
+
+
+async def errors_of(
+    connection: AsyncResponsesConnection, frames: Sequence[dict[str, Any]]
+) -> list[tuple[str, str | None]]:
+    """The code and field of each error that frames are answered with that are sent without a pause, and one more."""
+    for frame in frames:
+        await connection.send(frame)  # type: ignore[arg-type]
+    await connection.send({"type": "the end"})  # type: ignore[arg-type]
+    found: list[tuple[str, str | None]] = []
+    while True:
+        event = await until_type(connection, "error")
+        if "'the end'" in event.error.message:
+            return found
+        found.append((event.error.code, event.error.param))
+
+
+def typing(*edits: tuple[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{"type": f"input_text_buffer.{verb}"} | fields for verb, fields in edits]
+
+
+HOLE = ("invalid_value", "type")
+UNKNOWN = {"previous_response_id": "resp_none"}
+REFUSED: dict[str, tuple[list[tuple[str, dict[str, Any]]], list[tuple[str, str | None]]]] = {
+    "its beginning is for nothing": (
+        [("append", {"text": "a", "response": UNKNOWN})],
+        [("previous_response_not_found", "response.previous_response_id")],
+    ),
+    "its beginning cannot be read": (
+        [("append", {"text": "a", "response": {"temperature": "hot"}})],
+        [("invalid_value", "response.temperature")],
+    ),
+    "a text is too long": (
+        [("append", {"text": "a"}), ("append", {"text": "b" * 101})],
+        [("request_too_large", None)],
+    ),
+    "a text is none": ([("append", {"text": "a"}), ("append", {"text": 7})], [("invalid_value", "text")]),
+    "a verb is unknown": (
+        [("append", {"text": "a"}), ("apend", {"text": "b"})],
+        [("invalid_value", "type")],
+    ),
+    "less was there": (
+        [("append", {"text": "a"}), ("truncate", {"length": 2})],
+        [("invalid_value", None)],
+    ),
+    "it was not cleared": (
+        [("append", {"text": "a"}), ("clear", {"all": True})],
+        [("unsupported_parameter", "all")],
+    ),
+}
+
+
+@pytest.mark.parametrize(("edits", "why"), REFUSED.values(), ids=REFUSED)
+async def test_nothing_is_answered_that_would_lack_what_was_refused(edits: Any, why: Any) -> None:
+    settings = Settings(engine="scripted", max_typed_characters=100)
+    async with connected(service_with(says("ok"), settings=settings)) as (_, connection):
+        more = typing(*edits, ("append", {"text": "c"}), ("commit", {}))
+        assert await errors_of(connection, more) == [*why, HOLE, HOLE]
+        assert await errors_of(connection, typing(("clear", {}), ("append", {"text": "d"}), ("commit", {}))) == []
+
+
+async def test_a_torn_message_goes_on_from_where_its_client_says() -> None:
+    async with connected(recalling()) as (_, connection):
+        frames = typing(
+            ("append", {"text": "One two", "response": {"store": False}}),
+            ("append", {"text": None}),
+            ("append", {"text": " lost"}),
+            ("truncate", {"length": 3}),
+            ("append", {"text": " three."}),
+        )
+        assert await errors_of(connection, frames) == [("invalid_value", "text"), HOLE]
+        await typed(connection, "commit")
+        assert "One three." in (await to_end_skipping(connection))[-1].response.output_text
+
+
+async def test_a_commit_that_is_refused_leaves_the_message_and_lets_nothing_be_joined_to_it() -> None:
+    permits = Permits()
+    async with connected(recalling(permits=permits.semaphore)) as (_, connection):
+        for number in range(MAX_WAITING + 1):
+            await connection.response.create(model="default", input=f"{number}", store=False)
+        frames = typing(("append", {"text": "precious", "response": {"store": False}}), ("commit", {}))
+        assert await errors_of(connection, frames) == [("overloaded", None)]
+        joined = typing(("append", {"text": "next"}), ("commit", {}))
+        assert await errors_of(connection, typing(("commit", {}))) == [("overloaded", None)]
+        assert await errors_of(connection, joined) == [HOLE, HOLE]
+        await typed(connection, "truncate", length=8)
+        permits.give(100_000)
+        for _ in range(MAX_WAITING + 1):
+            await to_end_skipping(connection)
+        await typed(connection, "commit")
+        said = (await to_end_skipping(connection))[-1].response.output_text
+        assert "precious" in said and "next" not in said
+
+
+async def test_the_commit_of_nothing_leaves_the_buffer_as_it_was() -> None:
+    async with connected(recalling()) as (_, connection):
+        opening = {"instructions": "Repeat.", "store": False}
+        empty = typing(("append", {"text": "", "response": opening}), ("commit", {}), ("append", {"text": "Hi"}))
+        assert await errors_of(connection, empty) == [("invalid_value", "type")]
+        await typed(connection, "commit")
+        assert "Repeat." in (await to_end_skipping(connection))[-1].response.output_text

@@ -30,8 +30,11 @@ class Socket:
 
     def __init__(self, socket: ClientConnection) -> None:
         self.socket = socket
+        self.typed = 0
 
     async def edit(self, verb: str, **fields: Any) -> None:
+        if verb != "append":
+            self.typed = fields.get("length", 0)
         await self.socket.send(json.dumps({"type": f"input_text_buffer.{verb}"} | fields))
 
     async def refusal(self) -> dict[str, Any] | None:
@@ -47,11 +50,16 @@ class Socket:
             found = frame
 
     async def append(self, length: int, **fields: Any) -> str | None:
-        """The code of what it was refused with."""
+        """The code of what it was refused with; then more can be added."""
         await self.edit("append", text="x" * length, **fields)
         refusal = await self.refusal()
         if refusal is None:
+            self.typed += length
             return None
+        if self.typed:
+            await self.edit("truncate", length=self.typed)
+        else:
+            await self.edit("clear")
         assert refusal["status"] == 429 and "retry-after" in refusal["error"]["headers"], refusal
         return str(refusal["error"]["code"])
 

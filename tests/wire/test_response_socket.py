@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from causerie.chat.records import Item, Status
-from causerie.errors import EngineError, RequestTooLarge
+from causerie.errors import EngineError, InvalidRequest, RequestTooLarge
 from causerie.types import CancelCause
 from causerie.wire.acknowledgement import Shown
 from causerie.wire.kept_answers import ITEM, MAX_ANSWERS, MAX_CHARACTERS, KeptAnswers
@@ -231,3 +231,30 @@ def test_an_acknowledgement_is_its_lanes_while_the_response_is_there() -> None:
     assert code(tell(socket, "response.ack", response_id="r2", text_end=3)) == "response_not_found"
     socket.ended(None, Status.CANCELLED, ())
     assert code(tell(socket, "response.ack", response_id="r1", text_end=3)) == "response_not_active"
+
+
+def test_a_cancel_is_over_with_the_response_that_it_was_for_even_if_that_is_refused() -> None:
+    socket = machine()
+    create(socket)
+    create(socket, input="next")
+    assert tell(socket, "response.cancel") == []
+    actions = socket.refused(None, InvalidRequest("No."))
+    assert code(actions) == "invalid_value" and begun(actions).call.input[0].text == "next"
+    assert socket.created(None, "r2") == []
+
+
+def test_an_ended_response_that_is_steered_is_answered_on_its_lane_under_its_last_number() -> None:
+    socket = machine()
+    create(socket, "a")
+    socket.created("a", "r1")
+    socket.event("a", StreamEvent(7, "response.completed", b'{"type":"response.completed"}'))
+    socket.ended("a", Status.COMPLETED, ())
+    failed = sent(tell(socket, "response.steer", previous_response_id="r1", input="x"))
+    assert (failed["sequence_number"], failed["stream_id"]) == (7, "a")
+    assert failed["error"]["code"] == "response_already_completed"
+
+
+@pytest.mark.parametrize("lane", [None, "a"])
+def test_cancelling_where_nothing_is_generated_names_the_lane(lane: str | None) -> None:
+    error = sent(tell(machine(), "response.cancel", **({"stream_id": lane} if lane else {})))["error"]
+    assert (error["code"], error["param"]) == ("response_not_active", "stream_id" if lane else "type")

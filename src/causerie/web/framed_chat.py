@@ -76,8 +76,11 @@ class FramedChat:
         id_ = query.response or self._archive.running(owner, conversation)
         if id_ is None:
             return None
-        stream = await self._archive.find(owner, id_)
-        if stream.record.conversation != conversation:
+        try:
+            stream = await self._archive.find(owner, id_)
+        except ResponseNotFound:
+            stream = None
+        if stream is None or stream.record.conversation != conversation:
             raise ResponseNotFound(f"The conversation has no response {id_[:64]!r}.", param="response")
         events, position = ResponseEvents(stream.record, ended=stream.ended_at, logprobs=self._service.text), 0
         if query.starting_after is not None:

@@ -9,6 +9,7 @@ from causerie.chat.archive import Archive
 from causerie.chat.buffer import Typing
 from causerie.chat.records import Item
 from causerie.chat.service import ChatService
+from causerie.errors import InvalidRequest
 from causerie.wire.responses_request import ResponseCall
 
 
@@ -46,10 +47,14 @@ class InputBuffer:
             self._typing.truncate(length)
 
     async def commit(self) -> str:
-        """What was typed, once the model does not read it ahead any more; the buffer is closed."""
-        typing, self._typing = self._typing, None
-        if typing is None:
-            return ""
+        """What was typed, once the model does not read it ahead any more; the buffer is closed.
+
+        Raises InvalidRequest where nothing was, and then it stays open.
+        """
+        typing = self._typing
+        if typing is None or not len(typing):
+            raise InvalidRequest("The input text buffer is empty.", param="type")
+        self._typing = None
         text = typing.text
         await typing.commit()
         return text

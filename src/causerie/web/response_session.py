@@ -32,7 +32,7 @@ from causerie.wire import socket_lane
 from causerie.wire.chat_socket import close_reason
 from causerie.wire.response_socket import ResponseSocket
 from causerie.wire.responses_events import ResponseEvents
-from causerie.wire.socket_events import Append, Clear, Commit, Reading, Truncate
+from causerie.wire.socket_events import Append, Clear, Commit, Edit, Reading, Truncate
 from causerie.wire.socket_lane import Acknowledge, Action, Begin, Open, Stop
 
 logger = logging.getLogger("causerie.web")
@@ -143,6 +143,8 @@ class ResponseSession:
                     self._deliveries[lane].stop(cause)
                 case Acknowledge():
                     await self._acknowledge(action)
+                case Open():
+                    await self._open(action)
                 case _:
                     await self._edit(action)
 
@@ -228,12 +230,10 @@ class ResponseSession:
             await reader.aclose()
         return end
 
-    async def _edit(self, action: Open | Append | Truncate | Clear | Commit) -> None:
+    async def _edit(self, action: Edit) -> None:
         """What changes the input buffer; what cannot be is answered with an error."""
         try:
             match action:
-                case Open():
-                    await self._open(action)
                 case Commit():
                     text = await self._input.commit()
                     self._prefilled = None
@@ -246,7 +246,7 @@ class ResponseSession:
                 case Truncate(length):
                     self._input.truncate(length)
         except CauserieError as error:
-            await self.send(self._socket.error(error).text)
+            await self._do(self._socket.unedited(action, error))
 
     async def _open(self, action: Open) -> None:
         try:

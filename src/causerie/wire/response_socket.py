@@ -10,7 +10,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import orjson
 
@@ -27,8 +27,9 @@ from causerie.types import CancelCause
 from causerie.wire.kept_answers import KeptAnswers
 from causerie.wire.responses_events import StreamEvent
 from causerie.wire.responses_request import ResponseCall
-from causerie.wire.socket_events import Ack, Append, Bad, Cancel, Clear, ClientEvent, Commit, Create, Steer, Truncate
+from causerie.wire.socket_events import Ack, Append, Bad, Cancel, ClientEvent, Commit, Create, Edit, Steer
 from causerie.wire.socket_lane import Acknowledge, Action, Begin, Lane, Open, Send, State, Stop
+from causerie.wire.text_buffer import TextBuffer
 
 MAX_LANES = 32
 """With a name, for as long as the socket is open; the API's own number."""
@@ -43,6 +44,12 @@ Describe: TypeAlias = Callable[[CauserieError], tuple[int, str]]
 """The HTTP status of an error, and the API's type of it."""
 
 
+class _Ended(NamedTuple):
+    status: Status
+    lane: str | None
+    number: int
+
+
 class ResponseSocket:
     """One client's socket, from accept to close.
 
@@ -55,8 +62,8 @@ class ResponseSocket:
         self._interrupting = interrupting
         self._lanes: dict[str | None, Lane] = {None: Lane(None)}
         self._kept = KeptAnswers()
-        self._ended: dict[str, Status] = {}
-        self._buffer: Create | None = None
+        self._ended: dict[str, _Ended] = {}
+        self._buffer = TextBuffer()
 
     @property
     def idle(self) -> bool:
@@ -76,7 +83,9 @@ class ResponseSocket:
                     return self._cancel(event)
                 case Ack(response, shown):
                     return [Acknowledge(self._lane_of(response).name, shown)]
-                case Bad(error, _):
+                case Bad(error, _, edit):
+                    if edit is not None:
+                        self._buffer.refuse(edit)
                     return [self.error(error, name)]
                 case _:
                     return self._edit(event)
@@ -94,6 +103,7 @@ class ResponseSocket:
         """It could not be created."""
         lane = self._lanes[name]
         lane.move("refused")
+        lane.stopped = False
         if not lane.steers:
             return [self.error(error, name), *self._go_on(lane)]
         failed = self._fail_steers(lane, "successor_creation_failed", error.message)
@@ -112,7 +122,7 @@ class ResponseSocket:
         assert call is not None and response is not None
         lane.move("ended")
         lane.response, lane.stopped = None, False
-        self._remember(response, status)
+        self._remember(response, _Ended(status, name, lane.number))
         if not call.store:
             self._kept.add(response, said)
         if lane.steers and status is Status.FAILED:
@@ -135,17 +145,24 @@ class ResponseSocket:
 
     def committed(self, text: str) -> list[Action]:
         """The buffer's text, which answers ``Commit``; the buffer is closed with it."""
-        opening, self._buffer = self._buffer, None
+        opening = self._buffer.opening
         assert opening is not None
-        if not text:
-            return [self.error(InvalidRequest("The input text buffer is empty."), opening.lane)]
+        self._buffer.close()
         item = Item(f"msg_{uuid.uuid4().hex}", "user", text)
         call = replace(opening.call, input=(*opening.call.input, item))
         return self.receive(Create(opening.lane, call))
 
     def unopened(self, error: CauserieError) -> list[Action]:
         """What answers ``Open`` where that is not possible."""
-        self._buffer = None
+        self._buffer.fail()
+        if error.param is not None:
+            error.param = f"response.{error.param}"
+        return [self.error(error)]
+
+    def unedited(self, edit: Edit, error: CauserieError) -> list[Action]:
+        """What answers an edit that was not possible, or the commit of no text, which changes nothing."""
+        if not isinstance(edit, Commit):
+            self._buffer.refuse(type(edit))
         return [self.error(error)]
 
     def prefilled(self, tokens: int, cached: int) -> Send:
@@ -167,18 +184,24 @@ class ResponseSocket:
         return _send(frame if number is None else frame | {"sequence_number": number}, name)
 
     def _create(self, name: str | None, call: ResponseCall) -> list[Action]:
-        lane = self._lanes.get(name)
-        if lane is None and len(self._lanes) > MAX_LANES:
-            raise TooManyLanes(f"A socket has at most {MAX_LANES} lanes with names.", param="stream_id")
-        if lane is None or lane.state is State.IDLE:
-            lane = self._lanes.setdefault(name, Lane(name))
+        self._check_room(name)
+        lane = self._lanes.setdefault(name, Lane(name))
+        if lane.state is State.IDLE:
             return self._begin(lane, call)
-        if sum(len(each.waiting) for each in self._lanes.values()) >= MAX_WAITING:
-            raise Overloaded(f"More than {MAX_WAITING} responses wait for their turn on this socket.")
         lane.waiting.append(call)
         if self._interrupting and lane.state is State.RUNNING:
             return [Stop(name, CancelCause.STOPPED)]
         return []
+
+    def _check_room(self, name: str | None) -> None:
+        """Raises TooManyLanes, or Overloaded, where no response can be asked for on a lane."""
+        lane = self._lanes.get(name)
+        if lane is None and len(self._lanes) > MAX_LANES:
+            raise TooManyLanes(f"A socket has at most {MAX_LANES} lanes with names.", param="stream_id")
+        if lane is None or lane.state is State.IDLE:
+            return
+        if sum(len(each.waiting) for each in self._lanes.values()) >= MAX_WAITING:
+            raise Overloaded(f"More than {MAX_WAITING} responses wait for their turn on this socket.")
 
     def _begin(self, lane: Lane, call: ResponseCall) -> list[Action]:
         lane.move("begin")
@@ -201,7 +224,10 @@ class ResponseSocket:
         lane = next((each for each in self._lanes.values() if each.response == event.target), None)
         refusal = self._steering_refusal(event, lane)
         if refusal is not None or lane is None:
-            return [self._steer_failed(event, lane, *(refusal or ("response_not_found", "")))]
+            ended = self._ended.get(event.target)
+            name, number = (None, 0) if ended is None else (ended.lane, ended.number)
+            place = (name, number) if lane is None else (lane.name, lane.number)
+            return [_steer_failed(event, *place, *(refusal or ("response_not_found", "")))]
         id_ = f"steer_{uuid.uuid4().hex}"
         first = lane.state is State.RUNNING
         lane.move("steer")
@@ -211,14 +237,14 @@ class ResponseSocket:
             "sequence_number": lane.number,
             "steer": {"id": id_, "previous_response_id": event.target},
         }
-        return [_send(accepted, lane.name), *([Stop(lane.name, CancelCause.STEERED)] if first else [])]
+        return [*([Stop(lane.name, CancelCause.STEERED)] if first else []), _send(accepted, lane.name)]
 
     def _steering_refusal(self, event: Steer, lane: Lane | None) -> tuple[str, str] | None:
         if lane is None or lane.call is None:
-            status = self._ended.get(event.target)
-            if status is None:
+            ended = self._ended.get(event.target)
+            if ended is None:
                 return "response_not_found", f"No response {event.target[:64]!r} is being generated on this socket."
-            if status is Status.COMPLETED:
+            if ended.status is Status.COMPLETED:
                 return "response_already_completed", "This response is complete. Continue it with response.create."
             return "response_not_active", "This response has ended. Continue it with response.create."
         if event.fault is not None:
@@ -232,16 +258,9 @@ class ResponseSocket:
             return "too_many_pending_steers", f"{MAX_STEERS} inputs wait to steer this response; no more may."
         return None
 
-    def _steer_failed(self, event: Steer, lane: Lane | None, code: str, message: str, id_: str | None = None) -> Send:
-        steer = {"previous_response_id": event.target, "input": event.given} | ({} if id_ is None else {"id": id_})
-        error = {"type": "invalid_request_error", "code": code, "message": message}
-        number = 0 if lane is None else lane.number
-        frame = {"type": "response.steer.failed", "sequence_number": number, "steer": steer, "error": error}
-        return _send(frame, None if lane is None else lane.name)
-
     def _fail_steers(self, lane: Lane, code: str, message: str) -> list[Action]:
         steers, lane.steers = lane.steers, []
-        return [self._steer_failed(steer, lane, code, message, id_) for id_, steer in steers]
+        return [_steer_failed(steer, lane.name, lane.number, code, message, id_) for id_, steer in steers]
 
     def _lane_of(self, response: str) -> Lane:
         """The one that it is being answered on. Raises ResponseNotFound, or ResponseNotActive where it has ended."""
@@ -257,38 +276,41 @@ class ResponseSocket:
     def _cancel(self, event: Cancel) -> list[Action]:
         lane = self._lanes.get(event.lane) if event.response is None else self._lane_of(event.response)
         if lane is None or lane.state is State.IDLE:
-            raise ResponseNotActive("Nothing is being generated there.", param="response_id")
+            where = "on the lane without a name" if event.lane is None else f"on the lane {event.lane!r}"
+            param = "type" if event.lane is None else "stream_id"
+            raise ResponseNotActive(f"Nothing is being generated {where}.", param=param)
         creating, lane.stopped = lane.state is State.CREATING, True
         failed: list[Action] = []
         if lane.state is State.STEERED:
             failed = self._fail_steers(lane, "response_not_active", "The response was cancelled.")
             lane.move("cancel")
-        return failed if creating else [*failed, Stop(lane.name, CancelCause.STOPPED)]
+        return failed if creating else [Stop(lane.name, CancelCause.STOPPED), *failed]
 
-    def _edit(self, event: Append | Truncate | Clear | Commit) -> list[Action]:
-        if isinstance(event, Append):
-            return self._append(event)
-        if self._buffer is None:
-            raise InvalidRequest("There is no input text buffer; input_text_buffer.append opens one.", param="type")
-        if isinstance(event, Clear):
-            self._buffer = None
+    def _edit(self, event: Edit) -> list[Action]:
+        buffer = self._buffer
+        buffer.take(event)
+        if isinstance(event, Commit) and buffer.opening is not None:
+            try:
+                self._check_room(buffer.opening.lane)
+            except CauserieError as error:
+                buffer.refuse(Commit)
+                return [self.error(error, buffer.opening.lane)]
+        if isinstance(event, Append) and buffer.opening is None:
+            buffer.opening = event.opening or self._opening()
+            call = buffer.opening.call
+            return [Open(call, self._known(call)), event]
         return [event]
 
-    def _append(self, event: Append) -> list[Action]:
-        if self._buffer is not None and event.opening is not None:
-            raise InvalidRequest(
-                "'response' belongs to the first append; input_text_buffer.clear begins anew.", param="response"
-            )
-        if self._buffer is not None:
-            return [event]
-        self._buffer = event.opening or self._opening()
-        call = self._buffer.call
-        return [Open(call, self._known(call)), event]
-
-    def _remember(self, response: str, status: Status) -> None:
-        self._ended[response] = status
+    def _remember(self, response: str, ended: _Ended) -> None:
+        self._ended[response] = ended
         if len(self._ended) > MAX_ENDED:
             del self._ended[next(iter(self._ended))]
+
+
+def _steer_failed(event: Steer, name: str | None, number: int, code: str, message: str, id_: str | None = None) -> Send:
+    steer = {"previous_response_id": event.target, "input": event.given} | ({} if id_ is None else {"id": id_})
+    error = {"type": "invalid_request_error", "code": code, "message": message}
+    return _send({"type": "response.steer.failed", "sequence_number": number, "steer": steer, "error": error}, name)
 
 
 def _send(frame: dict[str, object], lane: str | None = None) -> Send:

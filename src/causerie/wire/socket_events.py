@@ -91,9 +91,12 @@ class Bad:
 
     error: CauserieError
     lane: str | None
+    edit: type[Edit] | None = None
+    """What it was to be, where it was to change the message that is being typed."""
 
 
-ClientEvent: TypeAlias = Create | Steer | Cancel | Ack | Append | Truncate | Clear | Commit | Bad
+Edit: TypeAlias = Append | Truncate | Clear | Commit
+ClientEvent: TypeAlias = Create | Steer | Cancel | Ack | Edit | Bad
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +109,11 @@ class Reading:
 
     def parse(self, text: str) -> ClientEvent:
         """Never raises for what a client can send."""
-        lane: str | None = None
+        lane, edit = None, None
         try:
             values = parse_object(text, "frame")
             type_ = values.pop("type", None)
+            edit = _edit_of(type_)
             parse = _PARSERS.get(type_) if isinstance(type_, str) else None
             if parse is None:
                 known = ", ".join(_PARSERS)
@@ -118,7 +122,7 @@ class Reading:
                 lane = self._lane(values.pop("stream_id"))
             return parse(self, lane, values)
         except CauserieError as error:
-            return Bad(error, lane)
+            return Bad(error, lane, edit)
 
     def _lane(self, value: object) -> str | None:
         if value is None:
@@ -135,10 +139,10 @@ class Reading:
     def _create(self, lane: str | None, values: dict[str, object]) -> Create:
         return Create(lane, self._call(values))
 
-    def _call(self, values: dict[str, object], *, needs_input: bool = True, path: str = "") -> ResponseCall:
+    def _call(self, values: dict[str, object], *, needs_input: bool = True) -> ResponseCall:
         if values.pop("stream", None) not in (None, True):
-            raise InvalidRequest(f"'{path}stream' is always true on a socket.", param=f"{path}stream")
-        generate = Fields({"generate": values.pop("generate", None)}, path).boolean("generate", True)
+            raise InvalidRequest("'stream' is always true on a socket.", param="stream")
+        generate = Fields({"generate": values.pop("generate", None)}).boolean("generate", True)
         if self.conversation is not None:
             self._bind(values, self.conversation)
         call = response_call(values, self.limits, needs_input=needs_input and generate, generate=generate)
@@ -202,10 +206,14 @@ class Reading:
         if not isinstance(response, dict):
             raise InvalidRequest(f"'response' must be an object, not {kind(response)}.", param="response")
         values = dict(response)
-        lane = self._lane(values.pop("stream_id", None))
-        if values.get("generate") is False:
-            raise InvalidRequest("A buffer is read as it comes; leave 'generate' out.", param="response.generate")
-        return Create(lane, self._call(values, needs_input=False, path="response."))
+        try:
+            lane = self._lane(values.pop("stream_id", None))
+            if values.get("generate") is False:
+                raise InvalidRequest("A buffer is read as it comes; leave 'generate' out.", param="generate")
+            return Create(lane, self._call(values, needs_input=False))
+        except CauserieError as error:
+            error.param = "response" if error.param is None else f"response.{error.param}"
+            raise
 
     def opening(self) -> Create:
         """What a buffer is for that does not say."""
@@ -238,6 +246,14 @@ _PARSERS: Mapping[str, Callable[[Reading, str | None, dict[str, object]], Client
     "input_text_buffer.clear": Reading._clear,
     "input_text_buffer.commit": Reading._commit,
 }
+
+
+def _edit_of(type_: object) -> type[Edit] | None:
+    """What a frame is to do to the message; what is not known would have changed it."""
+    if not isinstance(type_, str) or not type_.startswith("input_text_buffer."):
+        return None
+    known: dict[str, type[Edit]] = {"truncate": Truncate, "clear": Clear, "commit": Commit}
+    return known.get(type_.partition(".")[2], Append)
 
 
 def _steering_input(value: object) -> tuple[Item, ...]:

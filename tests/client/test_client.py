@@ -113,6 +113,29 @@ async def test_a_cancelled_answer_ends_with_what_it_had_said(way: str) -> None:
         await answer.cancel()
 
 
+async def test_a_text_that_is_stopped_before_it_is_read_is_never_generated() -> None:
+    service = service_with(endless)
+    async with client_of(service) as client:
+        answer = client.text("Hi", max_tokens=8000)
+        await answer.cancel()
+        assert (await answer.read(), answer.finish_reason) == ("", FinishReason.CANCELLED)
+        assert service.engine.stats().steps == 0
+
+
+async def test_a_text_is_stopped_at_whatever_moment_of_its_beginning() -> None:
+    service = service_with(endless, step_seconds=0.002)
+    async with client_of(service) as client:
+        for turns in range(40):
+            answer = client.text("Hi", max_tokens=8000)
+            reading = asyncio.create_task(answer.read())
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            await answer.cancel()
+            assert len(await asyncio.wait_for(reading, 5)) < 1000
+            assert answer.finish_reason is FinishReason.CANCELLED
+        await until_idle(service)
+
+
 async def test_leaving_the_block_frees_the_slot() -> None:
     service = service_with(endless, step_seconds=0.002)
     async with client_of(service) as client:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
 import httpx2
 
 from causerie.client.server import Call, Cut, Server, error_of
-from causerie.errors import Cancelled, InvalidRequest, ResponseNotFound, error_named
+from causerie.errors import Cancelled, InvalidRequest, ResponseNotFound, StreamExpired, error_named
 from causerie.types import FinishReason, Usage
 
 
@@ -53,9 +53,13 @@ class TextStream:
         said = {**self._headers, "X-On-Disconnect": server.patience.grace, "Content-Type": "text/plain; charset=utf-8"}
         self._first = Call("POST", "/", said, query=sampling, content=prompt)
         self._sent = False
+        self._cancelled = False
         self._number = 0
 
     async def open(self) -> AsyncGenerator[str, None]:
+        if self._cancelled and not self._sent:
+            self.end = End(FinishReason.CANCELLED, Usage())
+            return
         if self._sent:
             again = Call("GET", f"/streams/{self.id}", self._headers, query={"starting_after": self._number})
             try:
@@ -73,6 +77,9 @@ class TextStream:
 
     async def _read(self, call: Call) -> AsyncGenerator[str, None]:
         async with self._server.events(call) as events:
+            if self._cancelled:  # It may have been asked to end before there was anything to be ended.
+                with suppress(ResponseNotFound, StreamExpired):
+                    await self.cancel()
             yield ""
             async for event in events:
                 self._number = int(event.id.rpartition(":")[2])
@@ -98,6 +105,7 @@ class TextStream:
         return ""
 
     async def cancel(self) -> None:
+        self._cancelled = True
         if self._sent:
             await self._server.json(Call("DELETE", f"/streams/{self.id}"))
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import shlex
 import signal
+import subprocess
 import threading
 from collections.abc import Iterable, Sequence
 
@@ -15,7 +17,7 @@ from causerie.cli.talk import LocalTalker, talking
 from causerie.config import Settings
 from causerie.engines.scripted import IM_END, ScriptedEngine
 from causerie.types import SamplingParams
-from tests.cli.command import SCRIPTED, causerie, one_line, serving
+from tests.cli.command import COMMAND, DEADLINE, SCRIPTED, causerie, environment, one_line, serving
 from tests.cli.terminal import CTRL_C, CTRL_D, Terminal, terminal
 
 LONG = "tide " * 150
@@ -26,6 +28,18 @@ def test_each_piped_line_is_a_turn() -> None:
     assert done.returncode == 0
     lines = done.stdout.decode().splitlines()
     assert [line.split(".")[0] for line in lines] == ["You said: one", "You said: two", "You said: three"]
+
+
+def test_a_line_that_is_not_utf8_is_refused_as_that() -> None:
+    done = causerie("chat", *SCRIPTED, stdin=b"one\nbad \xff byte\n")
+    assert (done.returncode, done.stdout.count(b"You said: ")) == (1, 1)
+    assert "not UTF-8" in one_line(done.stderr)
+
+
+def test_a_closed_standard_input_is_an_empty_one() -> None:
+    command = shlex.join([*COMMAND, "chat", *SCRIPTED])
+    done = subprocess.run(f"{command} <&-", shell=True, capture_output=True, timeout=DEADLINE, env=environment())
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
 def test_a_server_can_be_talked_to() -> None:

@@ -47,6 +47,19 @@ async def test_text_body_is_the_prompt() -> None:
         assert (await response.body()).decode() == "Grüße 👋"
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [("/", b"Hi"), (CHAT, b'{"messages":[{"role":"user","content":"Hi"}]}'), ("/v1/responses", b'{"input":"Hi"}')],
+)
+async def test_compressed_body_is_refused_by_name(path: str, body: bytes) -> None:
+    async with running_server(service_with(says("ok"))) as url:
+        for encoding, status in (("gzip", 400), ("identity", 200)):
+            response = await send(url, "POST", path, body, {"Content-Encoding": encoding})
+            assert await response.head() == status
+            answer = await response.body()
+            assert (b'"param":"Content-Encoding"' in answer) == (status == 400)
+
+
 @pytest.mark.parametrize("path", ["/?prompt=x", CHAT])
 async def test_client_that_resets_frees_its_slot(path: str) -> None:
     service = service_with(endless, step_seconds=0.005)

@@ -132,6 +132,7 @@ async def test_an_empty_body_has_no_prompt() -> None:
         ("/?bogus=1", "X-A: b", "bogus"),
         ("/?temperature=hot", "X-A: b", "temperature"),
         ("/", "Content-Type: application/json", "Content-Type"),
+        ("/", "Content-Encoding: gzip", "Content-Encoding"),
     ],
 )
 async def test_what_is_wrong_with_the_rest_is_said_before_the_body_ends(path: str, header: str, param: str) -> None:

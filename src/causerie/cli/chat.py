@@ -13,7 +13,7 @@ import click
 
 from causerie.cli.talk import Talker, talker_options, talking
 from causerie.cli.terminal import Output, tell
-from causerie.errors import CauserieError, ContextLengthExceeded, PreviousResponseNotFound
+from causerie.errors import CauserieError, ContextLengthExceeded, InvalidRequest, PreviousResponseNotFound
 from causerie.types import FinishReason
 
 if TYPE_CHECKING:
@@ -84,6 +84,8 @@ class Repl:
             self._runner.run(self._dialogue.aclose())
 
     def _read(self) -> str | None:
+        if sys.stdin is None:
+            return None
         try:
             line = input() if self._line is None else self._runner.run(self._line.read())
         except (EOFError, KeyboardInterrupt):
@@ -112,6 +114,8 @@ class Repl:
     def _turn(self, line: str) -> None:
         note = None
         try:
+            if _SURROGATE.search(line) is not None:
+                raise InvalidRequest("This line is not UTF-8 text.")
             self._runner.run(self._answer(line))
             if self._dialogue.finish_reason is FinishReason.LENGTH:
                 note = "(the output limit; --max-tokens raises it)"
@@ -138,7 +142,7 @@ class Repl:
 
 def _line(on_change: Callable[[str], None]) -> Line | None:
     """None without a terminal to type at."""
-    if not sys.stdin.isatty():
+    if sys.stdin is None or not sys.stdin.isatty():
         return None
     from causerie.cli.line import Line
 

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from causerie.config import Settings
-from causerie.errors import InvalidRequest, RequestTimeout, RequestTooLarge
+from causerie.errors import InvalidRequest, RequestTimeout, RequestTooLarge, UnsupportedParameter
 
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 _HOST = re.compile(rb"(?:\[([0-9A-Fa-f:.]{2,45})\]|([A-Za-z0-9._-]{1,253}))(:\d{1,5})?")
@@ -87,7 +87,8 @@ class Body:
     """A request's body within its limits of size and time. Half a body never passes for a whole one.
 
     Read it whole, or iterate over its pieces as they arrive. Raises RequestTooLarge before more is buffered,
-    RequestTimeout, ClientGone. ``state["body_open"]`` of the scope says whether there is more to come.
+    RequestTimeout, UnsupportedParameter, ClientGone. ``state["body_open"]`` of the scope says whether there is more to
+    come.
     """
 
     def __init__(self, scope: Scope, receive: Receive, settings: Settings) -> None:
@@ -97,6 +98,11 @@ class Body:
         self._size = 0
         self._begun = time.monotonic()
         self._state["body_open"] = True
+        if header(scope, b"content-encoding") not in (None, b"identity"):
+            raise UnsupportedParameter(
+                "Compressed bodies are not taken: send it as it is, without 'Content-Encoding'.",
+                param="Content-Encoding",
+            )
         length = header(scope, b"content-length")
         if length is not None and length.isdigit() and (len(length) > 18 or int(length) > settings.max_body_bytes):
             raise self._too_large()

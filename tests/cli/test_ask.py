@@ -169,8 +169,12 @@ def canned(body: bytes, content_type: str = "text/event-stream") -> Iterator[str
 
         def answer() -> None:
             connection, _ = listener.accept()
-            with connection:
-                connection.recv(65536)
+            # All of it is read, or closing would reset the connection.
+            with connection, connection.makefile("rb") as asked:
+                length = 0
+                while (line := asked.readline().lower()).strip():
+                    length = int(line.partition(b":")[2]) if line.startswith(b"content-length") else length
+                asked.read(length)
                 connection.sendall(head + body)
 
         thread = threading.Thread(target=answer, daemon=True)

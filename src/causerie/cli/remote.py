@@ -83,7 +83,7 @@ class RemoteTalker:
         except httpx2.SSEError:
             raise RemoteError(_NO_STREAM) from None
         except httpx2.TransportError as error:
-            raise RemoteError(f"The connection to {self.name} broke: {error or type(error).__name__}.") from None
+            raise RemoteError(f"The connection to {self.name} broke: {str(error) or type(error).__name__}.") from None
         if self.finish_reason is None:
             raise RemoteError(f"{self.name} ended the answer before its end; what came is not all of it.")
 

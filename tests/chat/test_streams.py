@@ -20,6 +20,7 @@ from causerie.types import (
     TextPrompt,
     Usage,
 )
+from tests.support.service import until
 
 END = Finished((FinishReason.STOP,), Usage())
 
@@ -70,13 +71,15 @@ async def test_ids_of_expired_ones_are_not_remembered_without_bound() -> None:
         streams.find("", "1")
 
 
-async def test_an_id_that_is_used_again_belongs_to_the_new_stream() -> None:
-    streams = Streams(window=0.05, capacity=8)
+async def test_an_id_is_taken_until_its_stream_has_expired() -> None:
+    streams = Streams(window=0.02, capacity=8)
     first = Kept(streams).log
+    assert streams.has("", "r") and not streams.has("ada", "r")
     first.append(END)
     streams.ended(first)
+    assert streams.has("", "r")
+    await until(lambda: not streams.has("", "r"))
     second = Kept(streams).log
-    await asyncio.sleep(0.15)
     assert streams.find("", "r").log is second
     streams.close()
 

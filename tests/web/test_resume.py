@@ -215,6 +215,24 @@ async def test_a_wrong_place_is_refused_by_name(path: str, headers: dict[str, st
         assert (await again.json())["error"]["param"] == param
 
 
+async def test_an_id_cannot_be_used_again_while_its_stream_can_be_read() -> None:
+    service = service_with(says(ANSWER), settings=Settings(engine="scripted", resume_window=0.2))
+    async with running_server(service) as url:
+        for wish, status in (("continue", 200), ("continue", 409), ("cancel", 200)):
+            body = chat_body(stream=True, on_disconnect=wish)
+            answer = await send(url, "POST", "/v1/chat/completions", body, {"X-Request-Id": "x"})
+            assert await answer.head() == status
+            await answer.body()
+        again = await send(url, "GET", "/v1/chat/completions/x?stream=true&starting_after=3")
+        assert await again.head() == 200 and ANSWER.endswith(text_of(await again.body()))
+        await until(lambda: not service.streams.has("", "x"))
+        answer = await send(
+            url, "POST", "/v1/chat/completions", chat_body(on_disconnect="continue"), {"X-Request-Id": "x"}
+        )
+        assert await answer.head() == 200
+        await answer.body()
+
+
 @pytest.mark.parametrize("wish", ["never", "grace(-1)", "grace(1e9)", "grace()", 5])
 async def test_an_unknown_wish_is_refused_by_name(wish: object) -> None:
     async with running_server(service_with(says(ANSWER))) as url:

@@ -252,6 +252,11 @@ class ChatService:
         key = request.owner, request.id
         if key in self._responses:
             raise DuplicateRequest(f"A request with the id {request.id!r} is still running.", param="request_id")
+        if request.on_disconnect.grace != 0 and self.streams.has(*key):
+            raise DuplicateRequest(
+                f"The stream {request.id!r} has ended, but can still be read again. Choose another id.",
+                param="request_id",
+            )
         if not self.ready:
             raise ShuttingDown("The server is not ready, or is shutting down.", retry_after=5)
         limit = self.settings.max_batch_size + self.settings.max_waiting

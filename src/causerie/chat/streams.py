@@ -37,12 +37,14 @@ class Streams:
         self._expired: OrderedDict[tuple[str, str], None] = OrderedDict()
 
     def keep(self, log: ResponseLog, request: GenerationRequest) -> None:
-        """From its creation on."""
+        """From its creation on; there must be none of its id."""
         key = log.owner, log.id
         self._expired.pop(key, None)
-        if (old := self._ended.pop(key, None)) is not None:
-            old.cancel()  # The id of an ended stream was used again.
         self._kept[key] = Kept(log, request)
+
+    def has(self, owner: str, id_: str) -> bool:
+        """Whether the id is that of a log that can be read: whoever comes back to it shall not find another."""
+        return (owner, id_) in self._kept
 
     def find(self, owner: str, id_: str) -> Kept:
         """Raises StreamExpired for a log whose window is over, ResponseNotFound for any other that is not there."""

@@ -17,7 +17,7 @@ from causerie.chat.service import ChatService
 from causerie.chat.store import MAX_CHAIN, End, Retention, Write
 from causerie.chat.stores.sqlite import SQLiteStore
 from causerie.config import Settings
-from causerie.errors import ConversationBusy, InvalidRequest, ResponseNotFound, StoreFull
+from causerie.errors import ConversationBusy, DuplicateRequest, InvalidRequest, ResponseNotFound, StoreFull
 from causerie.types import Event, Finished
 from causerie.wire.responses_request import ResponseCall, parse_response
 from causerie.wire.sampling import Limits
@@ -36,14 +36,14 @@ class SlowToBegin(SQLiteStore):
         self.gate = asyncio.Event()
         self.ends: list[Status] = []
 
-    async def begin(self, record: ResponseRecord) -> None:
+    async def begin(self, record: ResponseRecord, behind: str | None = None) -> None:
         self.begins += 1
         # Like a thread: what was begun comes to its end, whoever waits for it.
-        await asyncio.shield(asyncio.ensure_future(self._begin(record)))
+        await asyncio.shield(asyncio.ensure_future(self._begin(record, behind)))
 
-    async def _begin(self, record: ResponseRecord) -> None:
+    async def _begin(self, record: ResponseRecord, behind: str | None) -> None:
         await self.gate.wait()
-        await super().begin(record)
+        await super().begin(record, behind)
 
     async def write(self, writes: Sequence[Write]) -> None:
         await super().write(writes)
@@ -90,6 +90,41 @@ async def test_a_client_that_leaves_while_its_response_is_begun_leaves_nothing_r
     assert (await ended(store)).status is Status.CANCELLED
     live = await archive.create("ada", call(conversation="c", max_output_tokens=1))
     async with live.log.reader() as reader:
+        assert [event async for event in reader]
+    await archive.stop()
+
+
+async def test_who_joins_a_response_while_it_is_begun_and_leaves_does_not_end_it(service: ChatService) -> None:
+    store = SlowToBegin()
+    archive = Archive(service, store, KEEP)
+    await archive.start()
+    creating = asyncio.create_task(archive.create("ada", call(max_output_tokens=5), id_="r"))
+    await until(lambda: store.begins)
+    await (await archive.find("ada", "r")).reader(0).aclose()
+    store.gate.set()
+    live = await creating
+    async with live.log.reader() as reader:
+        assert [event async for event in reader]
+    outcome = await ended(store)
+    assert (outcome.status, outcome.text) == (Status.INCOMPLETE, "aaaaa")
+    await until_idle(service)
+    assert not service._lingering
+    await archive.stop()
+
+
+async def test_who_asks_again_in_a_conversation_while_it_is_begun_is_told_that_it_is(service: ChatService) -> None:
+    store = SlowToBegin()
+    archive = Archive(service, store, KEEP)
+    await archive.start()
+    await with_conversation(archive)
+    creating = asyncio.create_task(archive.create("ada", call(conversation="c", max_output_tokens=1), id_="r"))
+    await until(lambda: store.begins)
+    with pytest.raises(DuplicateRequest):
+        await archive.create("ada", call(conversation="c"), id_="r")
+    with pytest.raises(ConversationBusy):
+        await archive.create("ada", call(conversation="c"), id_="other")
+    store.gate.set()
+    async with (await creating).log.reader() as reader:
         assert [event async for event in reader]
     await archive.stop()
 
@@ -159,9 +194,9 @@ class Counting(SQLiteStore):
         self.gate = asyncio.Event()
         self.gate.set()
 
-    async def begin(self, record: ResponseRecord) -> None:
+    async def begin(self, record: ResponseRecord, behind: str | None = None) -> None:
         try:
-            await super().begin(record)
+            await super().begin(record, behind)
         except StoreFull:
             self.refusals += 1
             raise

@@ -58,7 +58,7 @@ class Disk:
             if isinstance(write, Append) and write.response == id_ and write.number > after
         ]
 
-    async def begin(self, record: ResponseRecord) -> None:
+    async def begin(self, record: ResponseRecord, behind: str | None = None) -> None:
         await self.open.wait()
         if self.error is not None:
             raise self.error

@@ -6,7 +6,6 @@ read from there. Both look the same to a reader.
 
 from __future__ import annotations
 
-import asyncio
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -104,7 +103,8 @@ class Archive:
         """What is not kept."""
         self._memory = Memory()
         self._live: dict[tuple[str, str], Live] = {}
-        self._conversations: set[tuple[str, str | None]] = set()
+        self._conversations: dict[tuple[str, str | None], str] = {}
+        """Those that a response is being generated in, or begun, with its id."""
 
     async def start(self) -> None:
         """Open the store. Raises StoreError."""
@@ -137,13 +137,19 @@ class Archive:
         id_ = id_ or f"resp_{uuid.uuid4().hex}"
         key = owner, wanted.conversation
         if wanted.conversation is not None:
+            if self._conversations.get(key) == id_:
+                raise refusals.taken(id_)  # Its client asks again, and will find it.
             if key in self._conversations:
                 raise refusals.busy(wanted.conversation)
-            self._conversations.add(key)
+            self._conversations[key] = id_
+
+        def free() -> None:
+            self._conversations.pop(key, None)
+
         try:
-            live, recording = await self._create(owner, id_, wanted, history, lambda: self._conversations.discard(key))
+            live, recording = await self._create(owner, id_, wanted, history, free)
         except BaseException:
-            self._conversations.discard(key)
+            free()
             raise
         if recording is not None:
             await self._begin(live, recording)
@@ -244,32 +250,20 @@ class Archive:
                 self._memory.keep(wanted.conversation or id_, turn.after)
             on_closed()
 
-        recording = self._journal.record(record, closed)
+        # Others may add to the conversation between our reading of its history and our beginning.
+        behind = None if wanted.conversation is None else history[-1].id if history else ""
+        recording = self._journal.record(record, closed, behind=behind)
         live = Live(record, await self._service.create(request, recording, turn), history)
         return live, recording
 
     async def _begin(self, live: Live, recording: Recording) -> None:
-        self._live.setdefault((live.record.owner, live.record.id), live)
-        try:
-            await recording.begin(live.log)
-            if live.record.conversation is not None and self.store.shared:
-                await self._check_unchanged(live, live.record.conversation)
-        except Exception:
-            live.log.cancel(CancelCause.STOPPED)
-            raise
-        except asyncio.CancelledError:
-            await live.log.reader().aclose()  # Its only reader has left before it came.
-            raise
-
-    async def _check_unchanged(self, live: Live, conversation: str) -> None:
-        """Another process may have added a turn between our reading of the history and our beginning."""
-        asked = live.record.input
-        after = asked[0].id if asked else None
-        page = await self.store.items(live.record.owner, conversation, after=after, limit=2, newest_first=True)
-        # It may have answered already.
-        before = [item.id for item in page.items if item.id != live.record.output_id]
-        if before[:1] != [item.id for item in live.history[-1:]]:
-            raise refusals.busy(conversation)
+        async with live.log.held():
+            self._live.setdefault((live.record.owner, live.record.id), live)
+            try:
+                await recording.begin(live.log)
+            except Exception:
+                live.log.cancel(CancelCause.STOPPED)
+                raise
 
     async def history(self, owner: str, wanted: Wanted) -> list[Item]:
         """The items that a response continues. Raises what ``create`` raises for its previous one or conversation."""

@@ -7,7 +7,6 @@ its own and its owner's: so nothing finds it that looks for stored responses, an
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import time
 from collections import deque
@@ -68,12 +67,9 @@ class GracedStreams:
         recording = self._journal.record(record, lambda: self._closed(recording, log))
         log = await self._service.create(request, recording)
         recording.record = replace(record, created=log.created)
-        self._live[record.id] = log
-        try:
+        async with log.held():
+            self._live[record.id] = log
             await recording.begin(log)
-        except asyncio.CancelledError:
-            await log.reader().aclose()  # Its only reader has left before it came.
-            raise
         return log
 
     async def find(self, owner: str, id_: str) -> GracedStream:

@@ -31,8 +31,11 @@ _LONGEST_PAUSE = 30.0
 class Recording:
     """The events of one response on their way to the store; the recorder of its log. Made by ``Journal.record``."""
 
-    def __init__(self, journal: Journal, record: ResponseRecord, on_closed: Callable[[], None]) -> None:
+    def __init__(
+        self, journal: Journal, record: ResponseRecord, on_closed: Callable[[], None], behind: str | None
+    ) -> None:
         self.record = record
+        self._behind = behind
         self.on_closed = on_closed
         self._journal = journal
         self._held: list[_Entry] | None = []
@@ -67,7 +70,7 @@ class Recording:
     async def _begin(self, log: ResponseLog) -> None:
         try:
             journal = self._journal
-            await journal._sweeper.with_room(partial(journal._store.begin, self.record))
+            await journal._sweeper.with_room(partial(journal._store.begin, self.record, self._behind))
         except BaseException as error:
             self._held = []
             log.break_off(error if isinstance(error, CauserieError) else StoreError("It could not be kept."))
@@ -97,9 +100,13 @@ class Journal:
         self._repair = asyncio.Lock()
         self._repairing: asyncio.Task[None] | None = None
 
-    def record(self, record: ResponseRecord, on_closed: Callable[[], None] = lambda: None) -> Recording:
-        """``on_closed`` is called when the response's end can be seen by readers, and is in the store."""
-        return Recording(self, record, on_closed)
+    def record(
+        self, record: ResponseRecord, on_closed: Callable[[], None] = lambda: None, *, behind: str | None = None
+    ) -> Recording:
+        """``on_closed`` is called when the response's end can be seen by readers, and is in the store. For ``behind``
+        see ``Store.begin``.
+        """
+        return Recording(self, record, on_closed, behind)
 
     async def settle(self) -> None:
         """Wait until all is committed, or has failed to be; what failed is tried once more."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import NamedTuple, Protocol
 
@@ -182,6 +183,20 @@ class ResponseLog:
         """``acknowledge``, for another process."""
         if not self.ended:
             self.acknowledged = max(text_end, self.acknowledged or 0)
+
+    @asynccontextmanager
+    async def held(self) -> AsyncIterator[None]:
+        """Nobody who finds it meanwhile is its only reader, whose leaving would end it.
+
+        Whoever leaves this well takes a reader at once; whoever does not has left it.
+        """
+        reader = self.reader()
+        try:
+            yield
+        except BaseException:
+            await reader.aclose()
+            raise
+        self._readers.discard(reader)
 
     def _show(self, number: int) -> None:
         self._visible = number

@@ -94,15 +94,18 @@ class Store(Protocol):
         """Safe to call twice."""
         ...
 
-    async def begin(self, record: ResponseRecord) -> None:
+    async def begin(self, record: ResponseRecord, behind: str | None = None) -> None:
         """Keep a new response; its input becomes items of its conversation, if it has one.
+
+        ``behind`` is the id of the item that the conversation ended with when it was read, "" where it had none:
+        somebody else may have added to it since.
 
         One that ``expires`` has none, and does not count to the store's size; only where the store is ``shared``. It
         is gone that many seconds after its end (a moment more, so that its followers see that), and soon after its
         process is; when it is gone, or ended by others, while its process runs it, that one's ``on_cancel`` is called.
 
         Raises DuplicateRequest for an id that is taken, ConversationNotFound, ConversationBusy while another
-        response of the conversation runs, StoreFull.
+        response of the conversation runs and where it does not end with ``behind``, StoreFull.
         """
         ...
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
 
 import orjson
 import pytest
 
 from causerie.chat.archive import Archive
+from causerie.chat.log import read_out
 from causerie.chat.records import Item, ResponseRecord
-from causerie.chat.store import End, Page, Retention, Write
+from causerie.chat.store import End, Retention, Write
 from causerie.chat.stores.redis import RedisStore
 from causerie.errors import ConversationBusy, DuplicateRequest
 from causerie.types import Finished, GenerationRequest, OnDisconnect, SamplingParams, TextPrompt
@@ -26,30 +26,14 @@ def call() -> ResponseCall:
 
 
 class Late(RedisStore):
-    """Looks at a conversation only once the answer of a response that has begun is in it."""
+    """Begins once another server has added something to the conversation."""
 
-    def __init__(self, url: str) -> None:
-        super().__init__(url)
-        self.begun = False
-        self.ended = asyncio.Event()
-        self.meanwhile: list[Item] = []
-        """What another server adds between our reading of the history and our beginning."""
+    meanwhile: Sequence[Item] = ()
 
-    async def begin(self, record: ResponseRecord) -> None:
+    async def begin(self, record: ResponseRecord, behind: str | None = None) -> None:
         if self.meanwhile:
             await self.add_items("ada", "c1", self.meanwhile)
-        await super().begin(record)
-        self.begun = True
-
-    async def write(self, writes: Sequence[Write]) -> None:
-        await super().write(writes)
-        if any(isinstance(write, End) for write in writes):
-            self.ended.set()
-
-    async def items(self, owner: str, conversation: str, **more: Any) -> Page:
-        if self.begun:
-            await self.ended.wait()
-        return await super().items(owner, conversation, **more)
+        await super().begin(record, behind)
 
 
 @pytest.mark.parametrize("before", [[], [user("i1"), user("i2")]])
@@ -61,10 +45,14 @@ async def test_only_what_another_server_added_makes_a_conversation_busy(empty_re
     await archive.start()
     await store.create_conversation(conversation(), before)
     async with asyncio.timeout(10):
-        assert (await archive.create("ada", call())).record.conversation == "c1"
-        store.begun, store.meanwhile = False, [user("i3")]
+        first = await archive.create("ada", call())
+        await read_out(first.log.reader())
+        store.meanwhile = [user("i3")]
         with pytest.raises(ConversationBusy):
-            await archive.create("ada", call())
+            await archive.create("ada", call(), id_="refused")
+        assert await store.response("ada", "refused") is None
+        found = [item.id for item in (await store.items("ada", "c1")).items]
+        assert found[-1] == "i3" and len(found) == len(before) + 3
     await until_idle(service)
     await service.stop()
     await archive.stop()

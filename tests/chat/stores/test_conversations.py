@@ -120,6 +120,17 @@ async def test_one_response_at_a_time_in_a_conversation(store: Store) -> None:
     assert await ids(store) == ["i1", "in_r1", "out_r1", "in_r2"]
 
 
+@pytest.mark.parametrize("there", [[], ["i1", "i2"]])
+async def test_a_response_begins_only_behind_what_its_history_ended_with(store: Store, there: list[str]) -> None:
+    await store.create_conversation(conversation(), [user(id_) for id_ in there])
+    for behind in ("i1", "i3", "" if there else "i2"):
+        with pytest.raises(ConversationBusy):
+            await store.begin(record(conversation="c1"), behind)
+    assert await ids(store) == there and await store.response("ada", "r1") is None
+    await store.begin(record(conversation="c1"), there[-1] if there else "")
+    assert await ids(store) == [*there, "in_r1"]
+
+
 async def test_a_deleted_running_response_frees_its_conversation(store: Store) -> None:
     await store.create_conversation(conversation(), [])
     await store.begin(record(conversation="c1"))

@@ -75,14 +75,14 @@ class RedisStore:
                 await lease.stop()
         await self._calls.close()
 
-    async def begin(self, record: ResponseRecord) -> None:
+    async def begin(self, record: ResponseRecord, behind: str | None = None) -> None:
         try:
-            await self._begin(record)
+            await self._begin(record, behind)
         except Lapsed:
             await self._held().renew()
-            await self._begin(record)
+            await self._begin(record, behind)
 
-    async def _begin(self, record: ResponseRecord) -> None:
+    async def _begin(self, record: ResponseRecord, behind: str | None) -> None:
         after: int | str = ""
         during: int | str = ""
         if record.expires is not None:
@@ -102,6 +102,7 @@ class RedisStore:
             record.created,
             after,
             during,
+            "" if behind is None else f"={behind}",
             *rows.pairs(record.input if record.conversation else ()),
         )
         if record.expires is not None:

@@ -12,7 +12,7 @@ from typing import Final
 from causerie.chat.stores.redis_library import LIBRARY
 
 _BEGIN = """
-local lease, bound, id, owner, previous, c, output, record, created, after, during = unpack(ARGV, 1, 11)
+local lease, bound, id, owner, previous, c, output, record, created, after, during, behind = unpack(ARGV, 1, 12)
 if after == '' and crowded(tonumber(bound)) then return {'full', ''} end
 if not alive(lease) then return {'lapsed', ''} end
 if redis.call('EXISTS', response(id)) == 1 then return {'taken', id} end
@@ -25,11 +25,13 @@ if c ~= '' then
   local its, running = get(conversation(c), 'owner', 'running')
   if its ~= owner then return {'no_conversation', c} end
   if running then return {'busy', c, running} end
-  local twice = taken(c, 12)
+  local last = redis.call('ZREVRANGE', order(c), 0, 0)[1] or ''
+  if behind ~= '' and behind ~= '=' .. last then return {'busy', c} end
+  local twice = taken(c, 13)
   if not twice and redis.call('HEXISTS', items(c), output) == 1 then twice = output end
   if twice then return {'taken', twice} end
   redis.call('HSET', conversation(c), 'running', id)
-  add_all(c, 12)
+  add_all(c, 13)
   changed(c, created)
   redis.call('HSET', response(id), 'conversation', c)
 end

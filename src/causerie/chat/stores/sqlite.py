@@ -63,8 +63,8 @@ class SQLiteStore:
             thread.shutdown(wait=False)
             await closed
 
-    async def begin(self, record: ResponseRecord) -> None:
-        await self._change(queries.begin, record)
+    async def begin(self, record: ResponseRecord, behind: str | None = None) -> None:
+        await self._change(queries.begin, record, behind)
 
     async def write(self, writes: Sequence[Write]) -> None:
         await self._change(queries.write, writes)

@@ -32,12 +32,15 @@ def end_interrupted(db: Connection) -> None:
         write(db, [Append(id_, len(rows) + 1, failed), End(id_, outcome)])
 
 
-def begin(db: Connection, record: ResponseRecord) -> None:
+def begin(db: Connection, record: ResponseRecord, behind: str | None) -> None:
     _see_room(db)
     if _one(db, "SELECT 1 FROM response WHERE id = ?", record.id):
         raise refusals.taken(record.id)
     if record.conversation is not None:
         n = _idle_conversation(db, record.owner, record.conversation)
+        last = _one(db, "SELECT id FROM item WHERE conversation = ? ORDER BY n DESC LIMIT 1", n)
+        if behind is not None and behind != (last[0] if last else ""):
+            raise refusals.busy(record.conversation)
         if _one(db, "SELECT 1 FROM item WHERE conversation = ? AND id = ?", n, record.output_id):
             raise refusals.taken(record.output_id)
         _add(db, n, record.input, record.created)

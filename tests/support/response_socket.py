@@ -39,10 +39,10 @@ async def connected(service: ChatService) -> AsyncIterator[tuple[AsyncOpenAI, As
         yield client, connection
 
 
-def recalling(**engine: Any) -> ChatService:
+def recalling(settings: Settings | None = None, **engine: Any) -> ChatService:
     """Answers with all that it was told."""
     script = lambda prompt: [byte for byte in prompt if byte < 256]  # noqa: E731
-    return service_with(script, settings=Settings(engine="scripted"), **engine)
+    return service_with(script, settings=settings or Settings(engine="scripted"), **engine)
 
 
 async def to_end(connection: AsyncResponsesConnection) -> list[Any]:

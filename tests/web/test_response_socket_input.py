@@ -37,6 +37,10 @@ BAD: dict[str, tuple[str, str]] = {
     "nothing to prepare": ('{"type": "response.create", "generate": false}', "invalid_value"),
     "too long": ('{"type": "response.create", "input": "%s"}' % ("x" * 9000), "context_length_exceeded"),
     "steering nothing": ('{"type": "response.steer", "input": "Hi"}', "invalid_value"),
+    "steering with a tower": (
+        '{"type": "response.steer", "previous_response_id": "r", "input": %s}' % ("[" * 300 + "]" * 300),
+        "invalid_value",
+    ),
     "cancelling nothing": ('{"type": "response.cancel"}', "response_not_active"),
     "cancelling what is not there": ('{"type": "response.cancel", "response_id": "resp_1"}', "response_not_found"),
     "commit without a buffer": ('{"type": "input_text_buffer.commit"}', "invalid_value"),
@@ -222,3 +226,21 @@ async def test_the_commit_of_nothing_leaves_the_buffer_as_it_was() -> None:
         assert await errors_of(connection, empty) == [("invalid_value", "type")]
         await typed(connection, "commit")
         assert "Repeat." in (await to_end_skipping(connection))[-1].response.output_text
+
+
+async def test_a_message_whose_response_is_refused_can_be_committed_again() -> None:
+    permits = Permits()
+    settings = Settings(engine="scripted", max_batch_size=1, max_waiting=0)
+    async with connected(recalling(permits=permits.semaphore, settings=settings)) as (client, connection):
+        other = await client.responses.create(model="default", input="first", stream=True, store=False)
+        frames = typing(("append", {"text": "precious", "response": {"store": False}}), ("commit", {}))
+        for frame in frames:
+            await connection.send(frame)  # type: ignore[arg-type]
+        assert (await until_type(connection, "error")).error.code == "overloaded"
+        assert await errors_of(connection, typing(("append", {"text": "next"}))) == [HOLE]
+        await typed(connection, "truncate", length=8)
+        permits.give(100_000)
+        assert [event async for event in other]
+        await typed(connection, "commit")
+        said = (await to_end_skipping(connection))[-1].response.output_text
+        assert "precious" in said and "next" not in said

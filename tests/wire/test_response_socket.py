@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from causerie.chat.records import Item, Status
-from causerie.errors import EngineError, InvalidRequest, RequestTooLarge
+from causerie.errors import EngineError, InvalidRequest, Overloaded, RequestTooLarge
 from causerie.types import CancelCause
 from causerie.wire.acknowledgement import Shown
 from causerie.wire.kept_answers import ITEM, MAX_ANSWERS, MAX_CHARACTERS, KeptAnswers
@@ -258,3 +258,34 @@ def test_an_ended_response_that_is_steered_is_answered_on_its_lane_under_its_las
 def test_cancelling_where_nothing_is_generated_names_the_lane(lane: str | None) -> None:
     error = sent(tell(machine(), "response.cancel", **({"stream_id": lane} if lane else {})))["error"]
     assert (error["code"], error["param"]) == ("response_not_active", "stream_id" if lane else "type")
+
+
+def committed() -> tuple[ResponseSocket, list[Action]]:
+    """A typed message whose response is being created."""
+    socket = machine()
+    tell(socket, "input_text_buffer.append", text="Hel", response={"store": False})
+    tell(socket, "input_text_buffer.commit")
+    return socket, socket.committed("Hel")
+
+
+def test_a_message_whose_response_is_refused_is_taken_back() -> None:
+    socket, actions = committed()
+    begun(actions)
+    error, opened, append = socket.refused(None, Overloaded("Full."))
+    assert code([error]) == "overloaded" and isinstance(opened, Open) and append == Append("Hel", None)
+    assert tell(socket, "input_text_buffer.commit") == [Commit()]
+    assert [item.text for item in begun(socket.committed("Hel")).call.input] == ["Hel"]
+
+
+def test_a_message_is_not_taken_back_where_the_next_one_was_begun_or_its_response_exists() -> None:
+    socket, _ = committed()
+    tell(socket, "input_text_buffer.append", text="next")
+    assert code(socket.refused(None, Overloaded("Full."))) == "overloaded"
+    assert tell(socket, "input_text_buffer.commit") == [Commit()]
+    assert [item.text for item in begun(socket.committed("next")).call.input] == ["next"]
+
+    socket, _ = committed()
+    socket.created(None, "r1")
+    socket.ended(None, Status.FAILED, ())
+    create(socket)
+    assert [type(action) for action in socket.refused(None, Overloaded("Full."))] == [Send]

@@ -34,6 +34,7 @@ class InputBuffer:
             history = await self._archive.history(self._owner, call)
         prompt = replace(call, input=(*call.input, Item("", "user", ""))).prompt(history)
         beside = sum(len(item.text) for item in call.input) + len(call.instructions or "")
+        self.close()
         self._typing = self._service.typing(prompt, owner=self._owner, beside=beside, on_prefilled=self._on_prefilled)
 
     def append(self, text: str) -> None:

@@ -91,7 +91,7 @@ class ResponseSession:
                 self._socket.begin_again()
                 self._spawn(self._answering(self._go_on(resumed)))
             while (message := await self._receive())["type"] != "websocket.disconnect":
-                await self._take(message.get("text"))
+                await self._taking(message.get("text"))
                 await asyncio.sleep(0)  # Nothing of that need wait: a flood would leave nobody else a turn.
         finally:
             self._closed = True
@@ -115,6 +115,13 @@ class ResponseSession:
         """Close once nothing is being answered and nothing waits."""
         self._draining = True
         await self._close_if_done()
+
+    async def _taking(self, text: str | None) -> None:
+        try:
+            await self._take(text)
+        except Exception:
+            logger.exception("a frame could not be taken in")
+            await self._close(INTERNAL_ERROR, _UNFORESEEN)
 
     async def _take(self, text: str | None) -> None:
         if self._closed:

@@ -50,6 +50,14 @@ class _Ended(NamedTuple):
     number: int
 
 
+class _Committed(NamedTuple):
+    """The message that was committed last, until its response exists."""
+
+    call: ResponseCall
+    opening: Create
+    text: str
+
+
 class ResponseSocket:
     """One client's socket, from accept to close.
 
@@ -64,6 +72,7 @@ class ResponseSocket:
         self._kept = KeptAnswers()
         self._ended: dict[str, _Ended] = {}
         self._buffer = TextBuffer()
+        self._committed: _Committed | None = None
 
     @property
     def idle(self) -> bool:
@@ -97,6 +106,8 @@ class ResponseSocket:
         lane = self._lanes[name]
         lane.move("created")
         lane.response, lane.number, lane.steers = response, 0, []
+        if self._committed is not None and self._committed.call is lane.call:
+            self._committed = None
         return [Stop(name, CancelCause.STOPPED)] if lane.stopped or (self._interrupting and lane.waiting) else []
 
     def refused(self, name: str | None, error: CauserieError) -> list[Action]:
@@ -105,7 +116,7 @@ class ResponseSocket:
         lane.move("refused")
         lane.stopped = False
         if not lane.steers:
-            return [self.error(error, name), *self._go_on(lane)]
+            return [self.error(error, name), *self._take_back(lane.call), *self._go_on(lane)]
         failed = self._fail_steers(lane, "successor_creation_failed", error.message)
         return [*failed, *self._go_on(lane)]
 
@@ -150,6 +161,7 @@ class ResponseSocket:
         self._buffer.close()
         item = Item(f"msg_{uuid.uuid4().hex}", "user", text)
         call = replace(opening.call, input=(*opening.call.input, item))
+        self._committed = _Committed(call, opening, text)
         return self.receive(Create(opening.lane, call))
 
     def unopened(self, error: CauserieError) -> list[Action]:
@@ -300,6 +312,17 @@ class ResponseSocket:
             call = buffer.opening.call
             return [Open(call, self._known(call)), event]
         return [event]
+
+    def _take_back(self, call: ResponseCall | None) -> list[Action]:
+        """Open the buffer again with what was committed for ``call``, if it was that."""
+        committed = self._committed
+        if committed is None or committed.call is not call:
+            return []
+        self._committed = None
+        if not self._buffer.hold(committed.opening):
+            return []
+        opening = committed.opening.call
+        return [Open(opening, self._known(opening)), Append(committed.text, None)]
 
     def _remember(self, response: str, ended: _Ended) -> None:
         self._ended[response] = ended

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import orjson
+
 from causerie.chat.records import Item
 from causerie.errors import CauserieError, InvalidRequest, InvalidStreamId, UnsupportedParameter
 from causerie.wire.acknowledgement import FIELDS, Shown, take_shown
@@ -172,6 +174,10 @@ class Reading:
                 "'previous_response_id' is missing: the response to steer.", param="previous_response_id"
             )
         given = fields.take("input")
+        try:
+            orjson.dumps(given)  # It is given back where nothing comes of it.
+        except TypeError:
+            raise InvalidRequest("'input' is nested too deep.", param="input") from None
         try:
             fields.finish(("previous_response_id", "input"))
             return Steer(target, given, _steering_input(given))

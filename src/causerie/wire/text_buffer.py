@@ -58,6 +58,13 @@ class TextBuffer:
         """It could not be opened."""
         self.state, self.opening = State.TORN, None
 
+    def hold(self, opening: Create) -> bool:
+        """Take a message back that was committed, but could not be answered; False where the next one was begun."""
+        if self.state is not State.CLOSED:
+            return False
+        self.state, self.opening = State.HELD, opening
+        return True
+
     def close(self) -> None:
         self.state, self.opening = State.CLOSED, None
 

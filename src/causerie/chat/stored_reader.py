@@ -124,7 +124,8 @@ class StoredReader:
         try:
             return await self._waiting
         except asyncio.CancelledError:
-            if self._left:
+            task = asyncio.current_task()
+            if self._left and not (task and task.cancelling()):
                 return []
             raise
         finally:

@@ -98,11 +98,12 @@ class Body:
         self._size = 0
         self._begun = time.monotonic()
         self._state["body_open"] = True
-        if header(scope, b"content-encoding") not in (None, b"identity"):
-            raise UnsupportedParameter(
-                "Compressed bodies are not taken: send it as it is, without 'Content-Encoding'.",
-                param="Content-Encoding",
-            )
+        for name, plain in (("Content-Encoding", b"identity"), ("Transfer-Encoding", b"chunked")):
+            if (header(scope, name.lower().encode()) or plain).lower() != plain:
+                raise UnsupportedParameter(
+                    f"Compressed bodies are not taken: send it as it is, with no other '{name}' than {plain.decode()}.",
+                    param=name,
+                )
         length = header(scope, b"content-length")
         if length is not None and length.isdigit() and (len(length) > 18 or int(length) > settings.max_body_bytes):
             raise self._too_large()

@@ -104,12 +104,15 @@ class ResponseSession:
 
     async def send(self, text: str) -> None:
         async with self._sending:
-            if not self._closed:
-                self._pulse.begin()
-                # OSError is ASGI's word for a client that has left; receiving says so too.
-                with contextlib.suppress(OSError):
-                    await self._send({"type": "websocket.send", "text": text})
-                self._pulse.end()
+            await self._write(text)
+
+    async def _write(self, text: str) -> None:
+        if not self._closed:
+            self._pulse.begin()
+            # OSError is ASGI's word for a client that has left; receiving says so too.
+            with contextlib.suppress(OSError):
+                await self._send({"type": "websocket.send", "text": text})
+            self._pulse.end()
 
     async def drain(self) -> None:
         """Close once nothing is being answered and nothing waits."""
@@ -269,10 +272,10 @@ class ResponseSession:
 
     async def _tell_prefilled(self) -> None:
         async with self._sending:
-            pass  # What was being sent is out, and only the latest progress is worth telling.
-        if self._prefilled is not None:
-            told, self._prefilled = self._prefilled, None
-            await self.send(self._socket.prefilled(*told).text)
+            # What was being sent is out, and only the latest progress is worth telling, if its message is there still.
+            if self._prefilled is not None:
+                told, self._prefilled = self._prefilled, None
+                await self._write(self._socket.prefilled(*told).text)
 
     async def _close_if_done(self) -> None:
         if self._draining and self._socket.idle:

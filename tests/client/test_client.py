@@ -30,6 +30,7 @@ from causerie.errors import (
 from causerie.keys import hash_of, new_key
 from causerie.types import FinishReason, Usage
 from causerie.web.server import bind
+from causerie.wire.disconnect import MAX_GRACE
 from tests.support.http import send
 from tests.support.server import running_server
 from tests.support.service import Permits, endless, says, service_with, until, until_idle
@@ -267,6 +268,16 @@ async def test_a_key_comes_from_the_argument_or_the_variable(monkeypatch: pytest
                 await client.text("Hi").read()
     with pytest.raises(ConfigError):
         AsyncClient(url, api_key="no key")
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_a_client_of_great_patience_is_answered(way: str) -> None:
+    """It asks for no more grace than a server gives."""
+    patience = Patience(reconnect=MAX_GRACE)
+    assert patience.grace == f"grace({MAX_GRACE:.3f})"
+    service = service_with(says(ANSWER))
+    async with asyncio.timeout(30), running_server(service) as url, AsyncClient(url, patience=patience) as client:
+        assert await (await ask(client, way)).read() == ANSWER
 
 
 async def test_nobody_there_is_said_at_once() -> None:

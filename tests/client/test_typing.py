@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 from collections.abc import Callable
 from functools import partial
@@ -124,6 +125,36 @@ async def test_a_buffer_that_is_refused_is_left_alone_until_the_next_turn() -> N
         assert await (await chat.send()).read() == "Ja."
         chat.type(SENTENCE * 5)
         await until(lambda: chat.prefilled and chat.prefilled[1] > 100)
+
+
+class SlowSocket:
+    """Takes a frame when it is told to, and keeps its text as a server does."""
+
+    def __init__(self) -> None:
+        self.frames: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self.takes = asyncio.Semaphore(0)
+        self.buffer: str | None = None
+
+    async def send(self, frame: str) -> None:
+        self.frames.put_nowait(json.loads(frame))
+        await self.takes.acquire()
+        self.buffer = apply(self.buffer, [json.loads(frame)])
+
+
+async def test_what_is_typed_while_the_socket_takes_text_is_sent_behind_it() -> None:
+    slow = SlowSocket()
+    async with asyncio.timeout(10), AsyncClient() as client:
+        ahead = client.chat()._ahead
+        ahead._task = listening = asyncio.create_task(asyncio.Event().wait())  # type: ignore[assignment]
+        following = asyncio.create_task(ahead._follow(slow, listening))  # type: ignore[arg-type]
+        ahead.show("Hel", {})
+        assert (await slow.frames.get())["text"] == "Hel"
+        ahead.show("Hello", {})
+        slow.takes.release()
+        assert (await slow.frames.get())["text"] == "lo"
+        slow.takes.release()
+        await until(lambda: slow.buffer == "Hello")
+        following.cancel()
 
 
 async def test_a_turn_that_is_refused_is_still_typed() -> None:

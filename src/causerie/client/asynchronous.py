@@ -131,7 +131,8 @@ class AsyncChat:
         """Say ``text``, or what has been typed; the answer has been accepted, and is to be read.
 
         One that still comes is interrupted. What is typed from now on is the next turn's, and another ``send`` waits
-        for this one. What has been typed stays if this raises, before what was typed since.
+        for this one. What has been typed stays if this raises, before what was typed since. When it is cancelled, it
+        ends after it has stopped what the server may have begun.
         """
         async with self._sending:
             before, self._typed = self._typed, ""
@@ -153,7 +154,9 @@ class AsyncChat:
         try:
             await answer.begin()
         except BaseException:
-            await answer.aclose()
+            # The server may have begun it, and would go on with it, and keep others out of the conversation meanwhile.
+            with contextlib.suppress(CauserieError):
+                await answer.aclose()
             raise
         return answer
 

@@ -6,13 +6,17 @@ import asyncio
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
+from causerie.chat.build import build_archive
+from causerie.chat.records import ResponseRecord
 from causerie.chat.service import ChatService
 from causerie.client import AsyncAnswer, AsyncClient, Patience
+from causerie.client.streams import ResponseStream
 from causerie.config import Settings
 from causerie.errors import (
     Cancelled,
@@ -30,6 +34,8 @@ from causerie.errors import (
 from causerie.keys import hash_of, new_key
 from causerie.types import FinishReason, Usage
 from causerie.web.server import bind
+from causerie.wire.disconnect import MAX_GRACE
+from tests.support.fault_proxy import Fault, FaultProxy, Way
 from tests.support.http import send
 from tests.support.server import running_server
 from tests.support.service import Permits, endless, says, service_with, until, until_idle
@@ -134,6 +140,68 @@ async def test_a_text_is_stopped_at_whatever_moment_of_its_beginning() -> None:
             assert len(await asyncio.wait_for(reading, 5)) < 1000
             assert answer.finish_reason is FinishReason.CANCELLED
         await until_idle(service)
+
+
+@pytest.mark.parametrize("cuts", [(), (1,), (1, 250)], ids=["whole", "cut", "cut twice"])
+async def test_a_turn_that_is_given_up_before_it_was_accepted_is_stopped(cuts: tuple[int, ...]) -> None:
+    """Its client knows no id, and the next turn of the conversation is free at once, also where the answer was cut."""
+    service = service_with(endless, step_seconds=0.002)
+    archive = build_archive(service, Settings(store=":memory:"))
+    begin, begins, go = archive.store.begin, asyncio.Event(), asyncio.Event()
+
+    async def held(record: ResponseRecord) -> None:
+        begins.set()
+        await go.wait()
+        await begin(record)
+
+    archive.store.begin = held  # type: ignore[method-assign]
+    async with asyncio.timeout(30), running_server(service, archive) as url:
+        address = urlsplit(url)
+        assert address.hostname and address.port
+        # The connection of the first request stays whole, and is closed by the client.
+        left = iter([Fault(None), *(Fault(Way.RESET, cut) for cut in cuts)])
+        async with (
+            AsyncClient(url) as beside,
+            FaultProxy((address.hostname, address.port), lambda: next(left, Fault(None))) as proxy,
+        ):
+            conversation = await beside.create_conversation()
+            async with AsyncClient("{}:{}".format(*proxy.address), patience=QUICK) as client:
+                chat = client.chat(conversation=conversation, max_tokens=8000)
+                sending = asyncio.create_task(chat.send("One"))
+                await begins.wait()
+                sending.cancel()
+                await asyncio.sleep(0)
+                go.set()
+                with pytest.raises(asyncio.CancelledError):
+                    await sending
+                assert proxy.cuts.total() == len(cuts)
+                await until_idle(service)
+                async with await chat.send("Two") as answer:
+                    assert await anext(answer)
+
+
+async def test_a_turn_that_is_stopped_before_it_is_asked_for_is_never_generated() -> None:
+    service = service_with(endless)
+    async with client_of(service) as client:
+        answer = AsyncAnswer(ResponseStream(client._server, {"input": "Hi"}), QUICK)
+        await answer.cancel()
+        with pytest.raises(Cancelled):
+            await answer.begin()
+        assert (answer.id, answer.finish_reason) == (None, FinishReason.CANCELLED)
+        assert service.engine.stats().steps == 0
+
+
+async def test_a_turn_is_stopped_at_whatever_moment_of_its_beginning() -> None:
+    service = service_with(endless, step_seconds=0.002)
+    async with client_of(service) as client:
+        for turns in range(0, 60, 2):
+            sending = asyncio.create_task(client.chat(max_tokens=8000).send("Hi"))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            sending.cancel()
+            with suppress(asyncio.CancelledError):
+                await (await sending).cancel()
+            await until_idle(service)
 
 
 async def test_leaving_the_block_frees_the_slot() -> None:
@@ -267,6 +335,16 @@ async def test_a_key_comes_from_the_argument_or_the_variable(monkeypatch: pytest
                 await client.text("Hi").read()
     with pytest.raises(ConfigError):
         AsyncClient(url, api_key="no key")
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_a_client_of_great_patience_is_answered(way: str) -> None:
+    """It asks for no more grace than a server gives."""
+    patience = Patience(reconnect=MAX_GRACE)
+    assert patience.grace == f"grace({MAX_GRACE:.3f})"
+    service = service_with(says(ANSWER))
+    async with asyncio.timeout(30), running_server(service) as url, AsyncClient(url, patience=patience) as client:
+        assert await (await ask(client, way)).read() == ANSWER
 
 
 async def test_nobody_there_is_said_at_once() -> None:

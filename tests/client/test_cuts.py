@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
 from causerie.chat.service import ChatService
-from causerie.client import AsyncAnswer, AsyncClient, Patience
+from causerie.client import AsyncAnswer, AsyncClient, Patience, retry
+from causerie.client.server import Cut
 from causerie.errors import ConnectionLost, Interrupted
 from tests.support.fault_proxy import Fault, FaultProxy, Way, faults
 from tests.support.process import serve_process
@@ -114,6 +117,85 @@ async def test_a_server_that_stays_away_is_given_up(way: str) -> None:
                 heard += await anext(answer)
         assert set(heard) == {"a"}
         await until_idle(service, 5)  # Its grace of 1.5 seconds is over.
+
+
+@pytest.mark.parametrize("way", WAYS[:2])
+async def test_a_server_whose_every_answer_is_cut_behind_its_head_is_given_up(way: str) -> None:
+    """As by a proxy that takes the connection for a server that is not there."""
+    asked = 0
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal asked
+        asked += 1
+        head = await reader.readuntil(b"\r\n\r\n")
+        await reader.readexactly(int(re.findall(rb"(?i)content-length: (\d+)", head + b"content-length: 0")[0]))
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    async with asyncio.timeout(10), await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        host, port = server.sockets[0].getsockname()
+        async with AsyncClient(f"{host}:{port}", patience=Patience(connect=5, silence=5, reconnect=1)) as client:
+            with pytest.raises(ConnectionLost, match="not found again within 1 seconds"):
+                await (await ask(client, way)).read()
+        assert 3 <= asked <= 6
+
+
+class Plan:
+    """A stream by a plan, on a clock that nobody waits for: connections as seconds until each is cut, and their events.
+
+    None is no connection.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *connections: tuple[float, int] | None) -> None:
+        self.now = 0.0
+        self._left = iter(connections)
+        loop = SimpleNamespace(time=lambda: self.now)
+        clock = SimpleNamespace(get_running_loop=lambda: loop, sleep=self._sleep)
+        monkeypatch.setattr(retry, "asyncio", clock)
+
+    async def open(self) -> AsyncGenerator[str, None]:
+        connection = next(self._left, (0, -1))
+        if connection is None:
+            raise ConnectionLost("nobody there")
+        seconds, events = connection
+        yield ""
+        if events < 0:
+            return
+        self.now += seconds
+        for _ in range(events):
+            yield "a"
+        raise Cut("cut")
+
+    async def _sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+WAITING: list[tuple[float, int] | None] = [(40, 0), None, None, None, None]
+
+
+@pytest.mark.parametrize(
+    ("connections", "heard"),
+    [
+        pytest.param([(0, 1), (0, 0), (0, 0), (0, 0)], 1, id="lost for a moment"),
+        pytest.param([(0, 1)] * 100, 100, id="an event each time"),
+        pytest.param([(0, 0), (0, 0), (3, 0), (3, 0), (0, 0)], 0, id="what was connected was not lost"),
+        pytest.param([(0, 0), *WAITING * 20], 0, id="waits long for its turn, with losses"),
+        pytest.param([(0, 1)] + [(0, 0)] * 100, None, id="cut behind every head"),
+        pytest.param([(0, 1)] + [(0.1, 0)] * 100, None, id="cut soon behind every head"),
+    ],
+)
+async def test_patience_is_for_what_is_lost_and_not_for_what_waits(
+    monkeypatch: pytest.MonkeyPatch, connections: list[tuple[float, int] | None], heard: int | None
+) -> None:
+    plan = Plan(monkeypatch, *connections)
+    pieces = retry.picked_up(plan, Patience(reconnect=5))
+    if heard is None:
+        with pytest.raises(ConnectionLost):
+            _ = [piece async for piece in pieces]
+        assert plan.now < 10
+    else:
+        assert len([piece async for piece in pieces if piece]) == heard
 
 
 async def test_an_answer_is_cancelled_over_a_connection_that_is_cut() -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import queue
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -102,6 +106,55 @@ def test_closing_it_stops_what_still_comes_and_its_thread(server: Served) -> Non
     assert "causerie-client" not in {thread.name for thread in threading.enumerate()}
     with pytest.raises(RuntimeError, match="closed"):
         client.text("Hi").read()
+
+
+def test_a_call_while_it_is_closed_is_told_so(server: Served) -> None:
+    client = Client(server.url)
+    asked, go = threading.Event(), threading.Event()
+    leave = client._client.aclose
+
+    async def held() -> None:
+        asked.set()
+        await asyncio.to_thread(go.wait)
+        await leave()
+
+    client._client.aclose = held  # type: ignore[method-assign]
+    closers = [threading.Thread(target=client.close, daemon=True) for _ in range(2)]
+    closers[0].start()
+    assert asked.wait(5)
+    closers[1].start()
+    with pytest.raises(RuntimeError, match="closed"):
+        client.text("Hi").read()
+    go.set()
+    for closer in closers:
+        closer.join(5)
+        assert not closer.is_alive()
+
+
+def call_on(work: Callable[[], object], ends: queue.SimpleQueue[BaseException]) -> None:
+    """Call it again and again, and say what ended that."""
+    try:
+        while True:
+            work()
+    except BaseException as error:
+        ends.put(error)
+
+
+def test_what_another_thread_waits_for_ends_when_it_is_closed() -> None:
+    """The server takes the connection, and says nothing; whoever comes while the client is closed does not wait."""
+    for _ in range(5):
+        ends = queue.SimpleQueue[BaseException]()
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            client = Client(f"127.0.0.1:{silent.getsockname()[1]}")
+            chat = client.chat()
+            for work in (client.create_conversation, partial(chat.truncate, 0), partial(chat.truncate, 0)):
+                threading.Thread(target=call_on, args=(work, ends), daemon=True).start()
+            connection, _ = silent.accept()
+            client.close()
+            for _ in range(3):
+                error = ends.get(timeout=5)
+                assert isinstance(error, RuntimeError) and "closed" in str(error), repr(error)
+            connection.close()
 
 
 def test_ctrl_c_interrupts_a_read_and_the_answer_can_be_read_on(server: Served) -> None:

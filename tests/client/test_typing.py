@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 from collections.abc import Callable
 from functools import partial
@@ -12,8 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from causerie.chat.build import build_archive
 from causerie.client import AsyncChat, AsyncClient
 from causerie.client.ahead import edits
+from causerie.config import Settings
 from causerie.errors import InvalidRequest
 from tests.client.test_cuts import cut_client, resets
 from tests.support.fault_proxy import Fault
@@ -126,6 +129,36 @@ async def test_a_buffer_that_is_refused_is_left_alone_until_the_next_turn() -> N
         await until(lambda: chat.prefilled and chat.prefilled[1] > 100)
 
 
+class SlowSocket:
+    """Takes a frame when it is told to, and keeps its text as a server does."""
+
+    def __init__(self) -> None:
+        self.frames: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self.takes = asyncio.Semaphore(0)
+        self.buffer: str | None = None
+
+    async def send(self, frame: str) -> None:
+        self.frames.put_nowait(json.loads(frame))
+        await self.takes.acquire()
+        self.buffer = apply(self.buffer, [json.loads(frame)])
+
+
+async def test_what_is_typed_while_the_socket_takes_text_is_sent_behind_it() -> None:
+    slow = SlowSocket()
+    async with asyncio.timeout(10), AsyncClient() as client:
+        ahead = client.chat()._ahead
+        ahead._task = listening = asyncio.create_task(asyncio.Event().wait())  # type: ignore[assignment]
+        following = asyncio.create_task(ahead._follow(slow, listening))  # type: ignore[arg-type]
+        ahead.show("Hel", {})
+        assert (await slow.frames.get())["text"] == "Hel"
+        ahead.show("Hello", {})
+        slow.takes.release()
+        assert (await slow.frames.get())["text"] == "lo"
+        slow.takes.release()
+        await until(lambda: slow.buffer == "Hello")
+        following.cancel()
+
+
 async def test_a_turn_that_is_refused_is_still_typed() -> None:
     async with asyncio.timeout(30), running_server(service_with(says("x"))) as url, AsyncClient(url) as client:
         chat = client.chat(temperature=-1)
@@ -133,6 +166,75 @@ async def test_a_turn_that_is_refused_is_still_typed() -> None:
         with pytest.raises(InvalidRequest):
             await chat.send()
         assert chat.typed == SENTENCE
+
+
+class Held:
+    """Holds each call of a method until the test lets it go."""
+
+    def __init__(self, thing: object, name: str) -> None:
+        self.called = asyncio.Event()
+        self.go = asyncio.Event()
+        self._call = getattr(thing, name)
+        setattr(thing, name, self)
+
+    async def __call__(self, *arguments: Any, **options: Any) -> Any:
+        self.called.set()
+        await self.go.wait()
+        return await self._call(*arguments, **options)
+
+
+async def test_what_is_typed_while_a_turn_is_sent_is_the_next_turns() -> None:
+    """While the last answer is stopped for it, and while the server begins it; also when it then is refused."""
+    service = service_with(lambda prompt: [byte for byte in prompt if byte < 256], step_seconds=0.001)
+    archive = build_archive(service, Settings(store=":memory:"))
+    async with asyncio.timeout(30), running_server(service, archive) as url, AsyncClient(url) as client:
+        chat = client.chat(max_tokens=8000)
+        chat.type("First.")
+        begins = Held(archive.store, "begin")
+        sending = asyncio.create_task(chat.send())
+        await begins.called.wait()
+        chat.type("Sec")
+        begins.go.set()
+        first = await sending
+        assert chat.typed == "Sec"
+
+        cancels = Held(archive, "cancel")
+        chat.type("ond.")
+        sending = asyncio.create_task(chat.send())
+        await cancels.called.wait()
+        chat.type("Thirdly")
+        chat.truncate(5)
+        another = asyncio.create_task(chat.send())
+        cancels.go.set()
+        second = await sending
+        third = await another
+        assert chat.typed == "" and await first.read() is not None and await second.read() is not None
+        assert "user\nSecond." in (said := await third.read()) and "user\nThird" in said and "Thirdly" not in said
+
+        refused = client.chat(temperature=-1)
+        refused.type("Never ")
+        sending = asyncio.create_task(refused.send())
+        await asyncio.sleep(0)
+        assert refused.typed == ""
+        refused.type("mind")
+        with pytest.raises(InvalidRequest):
+            await sending
+        assert refused.typed == "Never mind"
+
+
+async def test_what_was_typed_while_a_turn_was_sent_is_read_ahead_with_the_rest() -> None:
+    service = service_with(says("Ja."))
+    archive = build_archive(service, Settings(store=":memory:"))
+    async with asyncio.timeout(30), running_server(service, archive) as url, AsyncClient(url) as client:
+        chat = client.chat()
+        begins = Held(archive.store, "begin")
+        sending = asyncio.create_task(chat.send("Hi"))
+        await begins.called.wait()
+        chat.type(SENTENCE * 4)
+        begins.go.set()
+        assert await (await sending).read() == "Ja." and chat.typed == SENTENCE * 4
+        chat.type(SENTENCE)
+        await until(lambda: chat.prefilled and chat.prefilled[1] > 100)
 
 
 async def test_typing_waits_for_no_network_and_closing_for_no_typing() -> None:

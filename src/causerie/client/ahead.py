@@ -77,9 +77,10 @@ class Ahead:
             self._changed.clear()
             if listening.done():
                 return
-            for frame in edits(self._buffer, self._text, self._opening):
+            text = self._text  # More may be typed while the socket takes it.
+            for frame in edits(self._buffer, text, self._opening):
                 await socket.send(json.dumps(frame))
-            self._buffer = self._text
+            self._buffer = text
 
     async def _listen(self, socket: ClientConnection) -> None:
         """Until the socket is closed, or the server refuses the buffer; the turn itself will say why."""

@@ -79,9 +79,10 @@ class AsyncAnswer:
                 return piece
 
     async def begin(self) -> None:
-        """Wait until the server has accepted it. Raises what it was refused with."""
-        while self._source.id is None and await self._next() is not None:
-            pass
+        """Wait until the server has accepted it. Raises what it was refused with, or Cancelled if it was stopped."""
+        while self._source.id is None:
+            if await self._next() is None:
+                raise Cancelled("The answer was stopped before it was asked for.")
 
     async def read(self) -> str:
         """The rest of it, when it has ended."""

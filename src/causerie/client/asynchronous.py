@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Mapping
 from types import TracebackType
@@ -96,6 +97,7 @@ class AsyncChat:
         self._answers = answers
         self._ahead = ahead
         self._typed = ""
+        self._sending = asyncio.Lock()
         self._fixed = fixed
         self._conversation = conversation
         self._after = after
@@ -128,19 +130,34 @@ class AsyncChat:
     async def send(self, text: str | None = None) -> AsyncAnswer:
         """Say ``text``, or what has been typed; the answer has been accepted, and is to be read.
 
-        One that still comes is interrupted. What has been typed stays if this raises.
+        One that still comes is interrupted. What is typed from now on is the next turn's, and another ``send`` waits
+        for this one. What has been typed stays if this raises, before what was typed since. When it is cancelled, it
+        ends after it has stopped what the server may have begun.
         """
-        await self.interrupt()
-        body = self._body() | {"input": self._typed if text is None else text}
-        answer = AsyncAnswer(ResponseStream(self._server, body), self._server.patience)
+        async with self._sending:
+            before, self._typed = self._typed, ""
+            try:
+                await self.interrupt()
+                answer = await self._ask(before if text is None else text)
+            except BaseException:
+                since, self._typed = self._typed, before + self._typed
+                if since:
+                    self._show()
+                raise
+            self._answer, self._after = answer, answer.id
+            self._ahead.done()
+            return answer
+
+    async def _ask(self, text: str) -> AsyncAnswer:
+        answer = AsyncAnswer(ResponseStream(self._server, self._body() | {"input": text}), self._server.patience)
         self._answers.add(answer)
         try:
             await answer.begin()
         except BaseException:
-            await answer.aclose()
+            # The server may have begun it, and would go on with it, and keep others out of the conversation meanwhile.
+            with contextlib.suppress(CauserieError):
+                await answer.aclose()
             raise
-        self._answer, self._after, self._typed = answer, answer.id, ""
-        self._ahead.done()
         return answer
 
     async def interrupt(self) -> None:
@@ -150,9 +167,14 @@ class AsyncChat:
 
     def _edit(self, text: str) -> None:
         self._typed = text
+        # What is being sent is not typed any more, and should that fail, it is before this text.
+        if not self._sending.locked():
+            self._show()
+
+    def _show(self) -> None:
         # What the answer will have said is not known yet, and the turn comes behind it.
         if self._answer is None or self._answer.ended:
-            self._ahead.show(text, self._body())
+            self._ahead.show(self._typed, self._body())
 
     def _body(self) -> dict[str, Any]:
         if self._conversation is not None:

@@ -24,7 +24,8 @@ class Opening(Protocol):
     """Something that is read over a connection, and knows how far it has been read."""
 
     def open(self) -> AsyncGenerator[str, None]:
-        """Connect and go on where it stopped. An empty piece says that it is connected. Raises Cut."""
+        """Connect and go on where it stopped. The first piece is empty, and says that it is connected; every other is
+        an event, which may have no text. Raises Cut."""
         ...
 
 
@@ -32,10 +33,15 @@ class _Retry:
     def __init__(self, patience: Patience) -> None:
         self._patience = patience
         self._lost: float | None = None
+        self._connected: float | None = None
         self._delay = _FIRST_DELAY
         self._cut = False
 
     def connected(self) -> None:
+        """Which is no progress yet: a proxy may cut every answer behind its head."""
+        self._connected = asyncio.get_running_loop().time()
+
+    def progressed(self) -> None:
         self._lost = None
         self._delay = _FIRST_DELAY
 
@@ -45,6 +51,8 @@ class _Retry:
         if not self._cut:
             raise error
         now = asyncio.get_running_loop().time()
+        if self._connected is not None:
+            self._stayed(now - self._connected)
         self._lost = now if self._lost is None else self._lost
         if now + self._delay > self._lost + self._patience.reconnect:
             raise ConnectionLost(
@@ -53,6 +61,14 @@ class _Retry:
         await asyncio.sleep(self._delay * random.uniform(0.5, 1.0))
         self._delay = min(2 * self._delay, _LONGEST_DELAY)
 
+    def _stayed(self, seconds: float) -> None:
+        """It was connected for so long. To wait there for a first token is not to be lost."""
+        self._connected = None
+        if seconds >= _LONGEST_DELAY:
+            self.progressed()
+        elif self._lost is not None:
+            self._lost += seconds
+
 
 async def picked_up(stream: Opening, patience: Patience) -> AsyncGenerator[str, None]:
     """All of a stream, over as many connections as it takes. Raises its error, or ConnectionLost."""
@@ -60,8 +76,10 @@ async def picked_up(stream: Opening, patience: Patience) -> AsyncGenerator[str, 
     while True:
         try:
             async with aclosing(stream.open()) as pieces:
-                async for piece in pieces:
+                if await anext(pieces, None) is not None:
                     retry.connected()
+                async for piece in pieces:
+                    retry.progressed()
                     yield piece
             return
         except _PASSING as error:

@@ -18,6 +18,9 @@ KEY_VARIABLE = "CAUSERIE_API_KEY"
 _MAX_EVENT = 64 * 2**20
 """Bytes of an event: the last one of a response repeats all of it."""
 
+_MAX_GRACE = 3600.0
+"""Seconds: a server refuses a request that asks it to wait for longer."""
+
 
 class Cut(Exception):
     """The connection ended before the stream did, or there was none to be had."""
@@ -29,7 +32,7 @@ class Patience:
 
     A server that is generating says something every few seconds, if only that it is there: one that is silent for
     ``silence`` is taken to be gone. After a cut the client tries to connect again for ``reconnect``. The server is
-    asked to keep the answer going for as long as both together.
+    asked to keep the answer going for as long as both together, and an hour at most.
     """
 
     connect: float = 10.0
@@ -39,7 +42,7 @@ class Patience:
     @property
     def grace(self) -> str:
         """The same as a request tells it to the server."""
-        return f"grace({min(self.silence + self.reconnect, 86_400):.3f})"
+        return f"grace({min(self.silence + self.reconnect, _MAX_GRACE):.3f})"
 
 
 @dataclass(frozen=True, slots=True)

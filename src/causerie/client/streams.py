@@ -12,7 +12,7 @@ from typing import Any, TypedDict
 import httpx2
 
 from causerie.client.server import Call, Cut, Server, error_of
-from causerie.errors import Cancelled, InvalidRequest, ResponseNotFound, StreamExpired, error_named
+from causerie.errors import Cancelled, DuplicateRequest, InvalidRequest, ResponseNotFound, StreamExpired, error_named
 from causerie.types import FinishReason, Usage
 
 
@@ -123,11 +123,17 @@ class ResponseStream:
         # Should the connection be cut before the id is known, the same key finds the response that was begun.
         headers = {"Idempotency-Key": uuid.uuid4().hex, "X-On-Disconnect": server.patience.grace}
         self._first = Call("POST", "/v1/responses", headers, json={**body, "stream": True})
+        self._sent = False
+        self._cancelled = False
         self._number = -1
 
     async def open(self) -> AsyncGenerator[str, None]:
+        if self._cancelled and not self._sent:
+            self.end = End(FinishReason.CANCELLED, Usage())
+            return
+        self._sent = True
         call = self._first
-        if self.id is not None:
+        if self._number >= 0:
             call = Call("GET", f"/v1/responses/{self.id}", query={"stream": "true", "starting_after": self._number})
         async with self._server.events(call) as events:
             yield ""
@@ -157,8 +163,22 @@ class ResponseStream:
         return ""
 
     async def cancel(self) -> None:
-        if self.id is not None:
+        self._cancelled = True
+        if self._sent:
+            self.id = self.id or await self._find()
             await self._server.json(Call("POST", f"/v1/responses/{self.id}/cancel"))
+
+    async def _find(self) -> str:
+        """The id of what was asked for, from the server, which may be generating it already. Raises Cut."""
+        try:
+            async with self._server.events(self._first) as events:
+                async for event in events:
+                    body = json.loads(event.data)
+                    if body["type"] == "response.created":
+                        return str(body["response"]["id"])
+        except DuplicateRequest as error:  # The key is ours alone: the server is just beginning it.
+            raise Cut(error.message) from error
+        raise Cut("it ended before it had begun")
 
     async def ack(self, characters: int) -> None:
         if self.id is not None:

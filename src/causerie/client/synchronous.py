@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Mapping
+from concurrent.futures import CancelledError, Future
 from types import TracebackType
 from typing import Any, TypeVar, Unpack
 
@@ -23,30 +24,61 @@ class _Loop:
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="causerie-client", daemon=True)
+        # Work is given to the loop under it, so that none comes behind the loop's end, where nobody would do it. A
+        # signal's handler may call in the middle of a call of its own thread.
+        self._lock = threading.RLock()
+        self._closing = False
         self._thread.start()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Wait for it. Whoever is interrupted meanwhile (Ctrl-C) cancels it."""
-        if self._loop.is_closed():
-            work.close()
-            raise RuntimeError("This client is closed.")
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        """Wait for it. Whoever is interrupted meanwhile (Ctrl-C) cancels it. Raises RuntimeError once it closes."""
+        with self._lock:
+            if self._closing:
+                work.close()
+                raise _closed()
+            future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
-            return future.result()
-        except BaseException:
-            future.cancel()
+            return _outcome(future)
+        except CancelledError:
+            if self._closing:
+                raise _closed() from None
             raise
 
     def close(self, last: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """After ``last``. Safe to call twice."""
-        if not self._loop.is_closed():
-            try:
-                self.run(last())
-                self.run(self._loop.shutdown_asyncgens())
-            finally:
-                self._loop.call_soon_threadsafe(self._loop.stop)
-                self._thread.join()
-                self._loop.close()
+        """After ``last``. Safe to call twice, and from two threads: both wait for the end."""
+        with self._lock:
+            first, self._closing = not self._closing, True
+        if not first:
+            self._thread.join()
+            return
+        try:
+            _outcome(asyncio.run_coroutine_threadsafe(last(), self._loop))
+        finally:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._settle()
+            self._loop.close()
+
+    def _settle(self) -> None:
+        """End what other threads still wait for. The loop has stopped, and this thread runs it."""
+        while tasks := asyncio.all_tasks(self._loop):
+            for task in tasks:
+                task.cancel()
+            self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+
+
+def _outcome(future: Future[T]) -> T:
+    """Wait for it; whoever is interrupted meanwhile cancels it."""
+    try:
+        return future.result()
+    except BaseException:
+        future.cancel()
+        raise
+
+
+def _closed() -> RuntimeError:
+    return RuntimeError("This client is closed.")
 
 
 class Client:
@@ -79,7 +111,7 @@ class Client:
         return self._loop.run(self._client.create_conversation(metadata))
 
     def close(self) -> None:
-        """See ``AsyncClient.aclose``."""
+        """See ``AsyncClient.aclose``. What other threads still wait for then raises, as every later call does."""
         self._loop.close(self._client.aclose)
 
     def __enter__(self) -> Client:

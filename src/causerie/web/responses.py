@@ -16,7 +16,7 @@ from causerie.types import Event, Failed, Finished
 from causerie.web.delivery import acknowledge
 from causerie.web.openai import EVENT_STREAM_HEADERS, PARSE_INLINE, limits_of
 from causerie.web.requests import ClientGone, header, id_header, owner_of, read_body, send_json
-from causerie.web.streams import StreamedAnswer, leave_with_client, wanted_on_disconnect
+from causerie.web.streams import StreamedAnswer, leave_with_client, refuse_last_event, wanted_on_disconnect
 from causerie.wire import sse
 from causerie.wire.acknowledgement import parse_acknowledgement
 from causerie.wire.disconnect import check_in_background
@@ -37,7 +37,9 @@ class Responses:
         self._archive = archive
 
     async def create(self, scope: Scope, receive: Receive, send: Send) -> None:
-        call = await self._parse(await read_body(scope, receive, self._service.settings))
+        body = await read_body(scope, receive, self._service.settings)
+        refuse_last_event(scope)
+        call = await self._parse(body)
         if call.on_disconnect is None and header(scope, b"x-on-disconnect") is not None:
             wanted = wanted_on_disconnect(scope, None)
             if call.background:
@@ -56,6 +58,7 @@ class Responses:
     async def read(self, scope: Scope, receive: Receive, send: Send) -> None:
         """``GET /v1/responses/{id}``: as it is now, or as a stream from the beginning or from a number on."""
         query = parse_response_query(query_pairs(scope["query_string"]))
+        refuse_last_event(scope)
         stream = await self._archive.find(owner_of(scope), scope["path_params"]["id"])
         if not query.stream:
             await send_json(response_object(stream.record, stream.status), scope, receive, send)

@@ -64,6 +64,7 @@ def limits_of(service: ChatService) -> Limits:
         max_choices=min(service.settings.max_batch_size, service.info.max_sequences),
         vocab_size=service.text.vocab_size,
         context_window=service.info.context_window,
+        max_logprobs=service.info.top_logprobs,
     )
 
 

@@ -23,12 +23,12 @@ from causerie.wire.disconnect import take_on_disconnect
 from causerie.wire.fields import ANY, Fields, Neutral, content_text, kind, parse_object, shown
 from causerie.wire.formats import parse_format
 from causerie.wire.sampling import (
-    MAX_LOGPROBS,
     MAX_STOP_TOKEN_IDS,
     SAMPLING_NAMES,
     Limits,
     check_model,
     check_token_ids,
+    take_logprobs,
     take_n,
     take_sampling,
     take_stop,
@@ -131,7 +131,7 @@ def parse_chat(body: bytes, limits: Limits) -> CompletionCall:
     fields = Fields(parse_object(body))
     check_model(fields, limits)
     wanted = fields.boolean("logprobs")
-    top = fields.integer("top_logprobs", 0, MAX_LOGPROBS)
+    top = take_logprobs(fields, "top_logprobs", limits)
     if top is not None and not wanted:
         raise InvalidRequest("'top_logprobs' needs 'logprobs': true.", param="top_logprobs")
     prompt = ChatPrompt(_take_messages(fields))
@@ -144,7 +144,7 @@ def parse_completion(body: bytes, limits: Limits) -> CompletionCall:
     """A body of ``/v1/completions``. Raises InvalidRequest, UnsupportedParameter or ModelNotFound."""
     fields = Fields(parse_object(body))
     check_model(fields, limits)
-    logprobs = fields.integer("logprobs", 0, MAX_LOGPROBS)
+    logprobs = take_logprobs(fields, "logprobs", limits)
     prompt = _take_prompt(fields, limits)
     best_of = fields.take("best_of")
     call = _take_rest(fields, limits, prompt, logprobs, _NEUTRAL_TEXT)

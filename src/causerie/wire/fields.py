@@ -143,12 +143,17 @@ class Fields:
             )
             raise UnsupportedParameter(f"'{param}' is not supported by this server{only}.", param=param)
 
-    def finish(self, known: Iterable[str] = ()) -> None:
-        """Refuse what nobody took, by its name; ``known`` is what a near miss is compared with."""
+    def finish(self, known: Iterable[str] = (), elsewhere: Mapping[str, str] | None = None) -> None:
+        """Refuse what nobody took, by its name; ``known`` is what a near miss is compared with.
+
+        ``elsewhere`` has names of other protocols, each with what it is called here. A name is never suggested for
+        itself, as where it is known but not beside what was given.
+        """
         for name in self._values:
             cut = name[:MAX_SHOWN]
-            near = difflib.get_close_matches(cut, list(known), n=1, cutoff=0.75)
-            hint = f" Did you mean '{near[0]}'?" if near else ""
+            others = [other for other in known if other != name]
+            near = (elsewhere or {}).get(name) or next(iter(difflib.get_close_matches(cut, others, 1, 0.75)), None)
+            hint = "" if near is None else f" Did you mean '{near}'?"
             param = self.param(cut)
             raise UnsupportedParameter(f"Unknown parameter '{param}'.{hint}", param=param)
 

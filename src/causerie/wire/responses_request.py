@@ -69,6 +69,13 @@ _TAKEN = (
     *("model", "input", "instructions", "previous_response_id", "conversation", "background", "include", "text"),
     *("stream", "stream_options", "reasoning"),
 )
+_ELSEWHERE = {
+    "max_tokens": "max_output_tokens",
+    "max_completion_tokens": "max_output_tokens",
+    "messages": "input",
+    "response_format": "text.format",
+}
+"""What chat completions call it, and what it is called here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +175,7 @@ def response_call(
     if background and call.on_disconnect is not None:
         check_in_background(call.on_disconnect)
     fields.neutral(_NEUTRAL)
-    fields.finish((*_TAKEN, *_NEUTRAL))
+    fields.finish((*_TAKEN, *_NEUTRAL), _ELSEWHERE)
     return call
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import orjson
 import pytest
+from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidStatus
 
 from tests.support.http import chat_body, send
 from tests.support.server import running_server
@@ -38,3 +41,40 @@ async def test_more_alternatives_than_the_engine_has_are_refused_by_the_routes_o
         error = await refusal(url, "POST", path, body)
         assert (error["code"], error["param"]) == ("unsupported_parameter", param)
         assert f"'{param}' is 3" in error["message"] and "at most 0" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("DELETE", "/", "GET, HEAD, POST, PUT"),
+        ("POST", "/streams/x", "DELETE, GET, HEAD"),
+        ("GET", "/v1/responses", "POST"),
+        ("PUT", "/v1/responses/r", "DELETE, GET, HEAD"),
+        ("GET", "/v1/responses/r/cancel", "POST"),
+        ("PUT", "/v1/conversations/c", "DELETE, GET, HEAD, POST"),
+        ("DELETE", "/v1/conversations/c/items", "GET, HEAD, POST"),
+        ("POST", "/v1/conversations/c/items/i", "DELETE, GET, HEAD"),
+        ("POST", "/v1/models", "GET, HEAD"),
+    ],
+)
+async def test_a_method_that_a_path_does_not_take_is_told_of_all_that_it_takes(
+    method: str, path: str, allowed: str
+) -> None:
+    async with running_server(service_with(says("a"))) as url:
+        answer = await send(url, method, path)
+        assert await answer.head() == 405
+        assert answer.headers["allow"] == allowed
+        error = (await answer.json())["error"]
+        assert error["code"] == "method_not_allowed"
+        assert error["message"] == f"{method} {path}: this path takes {allowed} only."
+
+
+@pytest.mark.parametrize("path", ["/nope", "/v1/models", "/v1/responses/r"])
+async def test_a_socket_that_is_not_there_is_refused_as_a_route_that_is_not(path: str) -> None:
+    async with running_server(service_with(says("a"))) as url:
+        with pytest.raises(InvalidStatus) as caught:
+            await connect(url.replace("http", "ws") + path, additional_headers={"X-Request-Id": "mine"})
+        answer = caught.value.response
+        assert (answer.status_code, answer.headers["x-request-id"]) == (404, "mine")
+        error = orjson.loads(answer.body)["error"]
+        assert error["code"] == "unknown_route" and error["message"].startswith(f"WebSocket {path}: ")

@@ -78,3 +78,61 @@ async def test_a_socket_that_is_not_there_is_refused_as_a_route_that_is_not(path
         assert (answer.status_code, answer.headers["x-request-id"]) == (404, "mine")
         error = orjson.loads(answer.body)["error"]
         assert error["code"] == "unknown_route" and error["message"].startswith(f"WebSocket {path}: ")
+
+
+ROUTES: list[tuple[str, str, bytes | dict[str, Any]]] = [
+    ("GET", "/", b""),
+    ("DELETE", "/streams/x", b""),
+    ("POST", "/v1/chat/completions", chat_body()),
+    ("POST", "/v1/completions", {"prompt": "Hi"}),
+    ("POST", "/v1/responses", {"input": "Hi"}),
+    ("GET", "/v1/responses/r", b""),
+    ("DELETE", "/v1/responses/r", b""),
+    ("POST", "/v1/responses/r/cancel", b""),
+    ("POST", "/v1/responses/r/ack", {"text_end": 0}),
+    ("GET", "/v1/responses/r/input_items", b""),
+    ("POST", "/v1/conversations", b""),
+    ("GET", "/v1/conversations/c", b""),
+    ("POST", "/v1/conversations/c", {"metadata": None}),
+    ("DELETE", "/v1/conversations/c", b""),
+    ("GET", "/v1/conversations/c/items", b""),
+    ("POST", "/v1/conversations/c/items", {"items": [{"role": "user", "content": "Hi"}]}),
+    ("GET", "/v1/conversations/c/items/i", b""),
+    ("DELETE", "/v1/conversations/c/items/i", b""),
+    ("GET", "/v1/models", b""),
+    ("GET", "/v1/models/default", b""),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "body"), ROUTES)
+async def test_no_route_ignores_what_its_query_says(method: str, path: str, body: bytes | dict[str, Any]) -> None:
+    service = service_with(says("a"))
+    async with running_server(service) as url:
+        error = await refusal(url, method, f"{path}?nosuch=1", body)
+        assert (error["code"], error["param"]) == ("unsupported_parameter", "nosuch")
+        assert b"causerie:requests_total 0.0" in service.metrics.render()
+        answer = await send(url, method, f"{path}?api-version=2024-10-21", body)
+        assert await answer.head() in (200, 404)
+
+
+async def test_a_prompt_in_a_get_is_told_how_to_be_sent() -> None:
+    async with running_server(service_with(says("a"))) as url:
+        error = await refusal(url, "GET", "/?prompt=hi")
+        assert (error["param"], error["message"]) == ("prompt", "A prompt is sent with POST or PUT, not with GET.")
+
+
+async def test_a_cancel_takes_no_fields() -> None:
+    async with running_server(service_with(says("a"))) as url:
+        made = await send(url, "POST", "/v1/responses", {"input": "Hi"})
+        assert await made.head() == 200
+        path = f"/v1/responses/{(await made.json())['id']}/cancel"
+        assert (await refusal(url, "POST", path, {"reason": "bored"}))["param"] == "reason"
+        for body in (b"", b"{}"):
+            answer = await send(url, "POST", path, body)
+            assert await answer.head() == 200
+
+
+async def test_an_acknowledgement_of_something_unknown_names_it() -> None:
+    async with running_server(service_with(says("a"))) as url:
+        error = await refusal(url, "POST", "/v1/responses/r/ack", {"foo": 1})
+        assert (error["code"], error["param"]) == ("unsupported_parameter", "foo")

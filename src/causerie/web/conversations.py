@@ -24,7 +24,7 @@ from causerie.wire.conversations import (
     parse_conversation,
     parse_update,
 )
-from causerie.wire.fields import query_pairs
+from causerie.wire.fields import query_pairs, refuse_query
 from causerie.wire.items import item_list, item_object
 from causerie.wire.queries import parse_item_query, parse_list_query
 
@@ -40,23 +40,27 @@ class Conversations:
         self._settings = settings
 
     async def create(self, scope: Scope, receive: Receive, send: Send) -> None:
+        refuse_query(scope["query_string"])
         call = await self._parsed(parse_conversation, scope, receive)
         record = ConversationRecord(f"conv_{uuid.uuid4().hex}", owner_of(scope), time.time(), call.metadata)
         await self._archive.keep(lambda: self._store.create_conversation(record, call.items))
         await send_json(conversation_object(record), scope, receive, send)
 
     async def read(self, scope: Scope, receive: Receive, send: Send) -> None:
+        refuse_query(scope["query_string"])
         id_ = _conversation(scope)
         found = await self._store.conversation(owner_of(scope), id_)
         await send_json(conversation_object(_there(found, id_)), scope, receive, send)
 
     async def update(self, scope: Scope, receive: Receive, send: Send) -> None:
+        refuse_query(scope["query_string"])
         id_ = _conversation(scope)
         metadata = await self._parsed(parse_update, scope, receive)
         found = await self._archive.keep(lambda: self._store.update_conversation(owner_of(scope), id_, metadata))
         await send_json(conversation_object(_there(found, id_)), scope, receive, send)
 
     async def delete(self, scope: Scope, receive: Receive, send: Send) -> None:
+        refuse_query(scope["query_string"])
         id_ = _conversation(scope)
         if not await self._store.delete_conversation(owner_of(scope), id_):
             raise refusals.no_conversation(id_, "conversation_id")
@@ -90,6 +94,7 @@ class Conversations:
         await send_json(item_object(found), scope, receive, send)
 
     async def delete_item(self, scope: Scope, receive: Receive, send: Send) -> None:
+        refuse_query(scope["query_string"])
         owner, conversation = owner_of(scope), _conversation(scope)
         id_ = scope["path_params"]["item"]
         if not await self._store.delete_item(owner, conversation, id_):

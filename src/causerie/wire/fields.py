@@ -177,6 +177,16 @@ def query_pairs(query: bytes) -> list[tuple[str, str]]:
         raise InvalidRequest(f"The query string has more than {MAX_PARAMETERS} parameters.") from None
 
 
+def refuse_query(query: bytes) -> None:
+    """For a route whose URL has no parameters. Raises InvalidRequest, or UnsupportedParameter by name."""
+    QueryFields(query_pairs(query)).finish()
+
+
+def refuse_members(body: bytes) -> None:
+    """For a route whose body is empty, or an object without members. Raises what ``refuse_query`` raises."""
+    Fields(parse_object(body) if body else {}).finish()
+
+
 def _same(value: object, accepted: object) -> bool:
     return value == accepted and isinstance(value, bool) == isinstance(accepted, bool)
 
@@ -201,6 +211,10 @@ class QueryFields(Fields):
             param = self.param(name)
             raise InvalidRequest(f"'{param}' is given {len(values)} times; once is enough.", param=param)
         return values[0] if values else None
+
+    def finish(self, known: Iterable[str] = (), elsewhere: Mapping[str, str] | None = None) -> None:
+        self.take("api-version")  # Azure's clients send it with everything; it changes nothing.
+        super().finish(known, elsewhere)
 
     def _boolean(self, value: object) -> bool | None:
         return {"true": True, "1": True, "false": False, "0": False}.get(str(value).lower())

@@ -136,3 +136,16 @@ async def test_an_acknowledgement_of_something_unknown_names_it() -> None:
     async with running_server(service_with(says("a"))) as url:
         error = await refusal(url, "POST", "/v1/responses/r/ack", {"foo": 1})
         assert (error["code"], error["param"]) == ("unsupported_parameter", "foo")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"), [route for route in ROUTES if route[1].startswith("/v1/conversations/")]
+)
+async def test_a_conversation_that_is_not_there_has_one_name_on_all_its_routes(
+    method: str, path: str, body: bytes | dict[str, Any]
+) -> None:
+    async with running_server(service_with(says("a"))) as url:
+        answer = await send(url, method, path, body)
+        assert await answer.head() == 404
+        error = (await answer.json())["error"]
+        assert (error["code"], error["param"]) == ("conversation_not_found", "conversation_id")

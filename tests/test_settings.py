@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -41,6 +42,9 @@ def test_the_nearer_source_wins(tmp_path: Path) -> None:
         ({}, {"CAUSERIE_ENGINE": "steam"}, "", "CAUSERIE_ENGINE"),
         ({}, {"CAUSERIE_MAX_BATCHSIZE": "4"}, "", "CAUSERIE_MAX_BATCHSIZE. Did you mean max_batch_size?"),
         ({}, {}, "port: -1", "'port' in causerie.yaml"),
+        ({}, {}, "max_batch_size: true", "'max_batch_size' in causerie.yaml: Give a number, not true or false"),
+        ({}, {}, "kv_cache_gib: yes", "'kv_cache_gib' in causerie.yaml: Give a number, not true or false"),
+        ({}, {}, "max_output_tokens: no", "'max_output_tokens' in causerie.yaml: Give a number, not true or false"),
         ({}, {}, "max_batchsize: 5", "'max_batchsize' in causerie.yaml"),
     ],
 )
@@ -50,6 +54,15 @@ def test_a_bad_value_is_named_with_its_source(
     with pytest.raises(ConfigError) as caught:
         load_settings(flags, file=write(tmp_path, yaml), environ=environ)
     assert named in str(caught.value)
+
+
+def test_only_what_a_source_may_hold_is_suggested_for_it(tmp_path: Path) -> None:
+    for name in ("zzz", "api_keyss"):
+        with pytest.raises(ConfigError, match="api_keys_file") as caught:
+            load_settings(file=write(tmp_path, f"{name}: x"), environ={})
+        assert not re.search(r"\bapi_keys\b", str(caught.value))
+        with pytest.raises(ConfigError, match=r"\bapi_keys\b"):
+            load_settings(environ={f"CAUSERIE_{name.upper()}": "x"})
 
 
 def test_variables_that_are_no_settings_are_left_alone() -> None:

@@ -12,10 +12,10 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from causerie.errors import ConfigError
@@ -152,6 +152,14 @@ class Settings(BaseModel):
         """Whether clients have to show a key."""
         return self.api_keys is not None or self.api_keys_file is not None
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_boolean_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        kind = cls.model_fields[info.field_name or ""].annotation
+        if isinstance(value, bool) and not {int, float}.isdisjoint((kind, *get_args(kind))):
+            raise PydanticCustomError("number", "Give a number, not true or false")
+        return value
+
     @field_validator("api_keys", mode="before")
     @classmethod
     def _hash(cls, value: Any) -> Any:
@@ -188,16 +196,18 @@ def load_settings(
             sources[name] = (variable, environ[variable])
     for name, value in (flags or {}).items():
         sources[name] = ("--" + name.replace("_", "-"), value)
+    variables = {name for name, (where, _) in sources.items() if where == ENV_PREFIX + name.upper()}
     for name in sorted(SECRETS & set(sources)):
-        if sources[name][0] != ENV_PREFIX + name.upper():
+        if name not in variables:
             raise ConfigError(
                 f"{sources[name][0]} is a secret, which only the variable {ENV_PREFIX}{name.upper()} can give.",
                 param=name,
             )
     unknown = sorted(set(sources) - set(Settings.model_fields))
     if unknown:
-        near = difflib.get_close_matches(unknown[0], Settings.model_fields, n=1)
-        hint = f"Did you mean {near[0]}?" if near else f"Known: {', '.join(sorted(Settings.model_fields))}."
+        known = sorted(set(Settings.model_fields) - (set() if unknown[0] in variables else SECRETS))
+        near = difflib.get_close_matches(unknown[0], known, n=1)
+        hint = f"Did you mean {near[0]}?" if near else f"Known: {', '.join(known)}."
         raise ConfigError(f"Unknown setting {sources[unknown[0]][0]}. {hint}", param=unknown[0])
     try:
         return Settings.model_validate({name: value for name, (_, value) in sources.items()})

@@ -26,7 +26,19 @@ def test_the_start_tells_what_runs_where_and_what_to_try() -> None:
             assert response.read().startswith(b"You said: hello.")
     assert "model: scripted" in said
     assert "engine: scripted" in said
+    assert "responses are kept in memory" in said
     assert f"curl -N -d 'Why is the sky blue?' {url}/" in said
+
+
+@pytest.mark.parametrize("store", ["", "http://x", "folder", "text"])
+def test_a_store_that_cannot_be_opened_is_not_announced(store: str, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "text").write_text("Not a database. " * 100)
+    where = str(tmp_path / store) if store in ("folder", "text") else store
+    done = causerie("serve", *SCRIPTED, "--port", "0", "--store", where)
+    assert done.returncode == 1
+    said = done.stderr.decode()
+    assert "causerie: " in said and "responses are kept" not in said
 
 
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])

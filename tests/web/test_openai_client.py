@@ -85,6 +85,13 @@ async def test_logprobs_in_both_shapes() -> None:
         assert text.choices[0].logprobs.tokens[:2] == ["a", "b"]
 
 
+async def test_logprobs_are_those_of_all_that_was_generated() -> None:
+    async with client_of(service_with(says("abcd"))) as client:
+        stopped = (await client.completions.create(model="default", prompt="x", logprobs=0, stop="bc")).choices[0]
+        assert stopped.text == "a"
+        assert stopped.logprobs is not None and stopped.logprobs.tokens == ["a", "b", "c"]
+
+
 async def test_text_completion_streams() -> None:
     async with client_of(service_with(says("abc"))) as client:
         stream = await client.completions.create(model="default", prompt="x", stream=True)

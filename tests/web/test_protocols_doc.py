@@ -9,6 +9,7 @@ import pytest
 from openai.types.responses.response_create_params import ResponseCreateParamsBase
 
 from causerie.chat.metrics import Metrics
+from causerie.errors import CauserieError, InvalidRequest, _tree
 from causerie.types import FinishReason
 from causerie.web import framed_chat
 from causerie.web.errors import MEANINGS
@@ -33,10 +34,10 @@ ROWS = {
 }
 
 
-@pytest.mark.parametrize("error", MEANINGS, ids=lambda error: error.code)
-def test_every_error_is_in_the_table(error: type) -> None:
-    meaning = MEANINGS[error]
-    status, close = ROWS[error.code]  # type: ignore[attr-defined]
+@pytest.mark.parametrize("error", dict.fromkeys((*MEANINGS, *_tree(InvalidRequest))), ids=lambda error: error.code)
+def test_every_error_is_in_the_table(error: type[CauserieError]) -> None:
+    meaning = next(MEANINGS[class_] for class_ in error.__mro__ if class_ in MEANINGS)
+    status, close = ROWS[error.code]
     assert status == meaning.status
     assert close in ("", str(meaning.close_code))
 

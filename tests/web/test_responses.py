@@ -53,6 +53,23 @@ async def test_an_answer_comes_whole() -> None:
         Response.model_validate(response.model_dump(), strict=True)
 
 
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_place_is_never_taken_from_a_header(stream: bool) -> None:
+    service = service_with(says(ANSWER))
+    async with running_server(service) as url:
+        made = await send(url, "POST", "/v1/responses", {"input": "Hi"})
+        assert await made.head() == 200
+        id_ = (await made.json())["id"]
+        path = f"/v1/responses/{id_}?stream={stream}"
+        for method, there, body in (("POST", "/v1/responses", {"input": "Hi", "stream": stream}), ("GET", path, b"")):
+            answer = await send(url, method, there, body, {"Last-Event-ID": f"{id_}:3"})
+            assert await answer.head() == 400
+            error = (await answer.json())["error"]
+            assert (error["code"], error["param"]) == ("unsupported_parameter", "Last-Event-ID")
+            assert "GET /v1/responses/ID?stream=true&starting_after=N" in error["message"]
+        assert b"causerie:requests_total 1.0" in service.metrics.render()
+
+
 async def test_a_stream_has_every_event_in_order_and_each_fits_the_clients_model() -> None:
     async with client_of(service_with(says(ANSWER))) as client:
         stream = await client.responses.create(model="default", input="Hi", stream=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from typing import Any
 
 import orjson
@@ -135,6 +137,24 @@ def test_field_that_cannot_be_honoured_is_refused_by_name(field: str, value: Any
     with pytest.raises(UnsupportedParameter) as caught:
         chat(**{field: value})
     assert caught.value.param == field and f"'{field}'" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("parse", "name", "value", "suggested"),
+    [
+        (chat, "best_of", 1, ()),
+        (chat, "prompt", "Hi", ()),
+        (completion, "messages", [], ()),
+        (completion, "top_logprobs", 1, ("logprobs",)),
+        (chat, "response_format", {"type": "text", "json_schema": {}}, ()),
+    ],
+)
+def test_what_was_refused_is_never_suggested(
+    parse: Callable[..., CompletionCall], name: str, value: object, suggested: tuple[str, ...]
+) -> None:
+    with pytest.raises(UnsupportedParameter, match=name) as caught:
+        parse(**{name: value})
+    assert re.findall("Did you mean '(.*)'", caught.value.message) == list(suggested)
 
 
 def test_near_miss_gets_a_hint() -> None:

@@ -256,6 +256,7 @@ def test_every_parameter_of_the_api_is_known() -> None:
 
 def test_near_miss_gets_a_hint() -> None:
     assert "Did you mean 'instructions'?" in refusal({"input": "x", "instruction": "y"}).message
+    assert "Did you mean 'max_output_tokens'?" in refusal({"input": "x", "max_tokens": 5}).message
 
 
 LEAVES = (

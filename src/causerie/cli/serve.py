@@ -14,6 +14,7 @@ from causerie.cli.terminal import tell
 
 if TYPE_CHECKING:
     from causerie.chat.service import ChatService
+    from causerie.config import Settings
 
 
 @click.command()
@@ -46,17 +47,15 @@ def serve(model: dict[str, str], flags: dict[str, Any], config: Path | None) -> 
     settings = load({**flags, **model}, config)
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     from causerie.chat.build import build_service
-    from causerie.chat.stores import place_of
     from causerie.models.progress import StderrProgress
     from causerie.web.server import serve as run
 
     def factory() -> ChatService:
         service = build_service(settings, progress=StderrProgress())
         _introduce(service)
-        tell(f"responses are kept in {place_of(settings.store, port=settings.port)}")
         return service
 
-    run(factory, settings, on_ready=functools.partial(_invite, with_key=settings.has_keys))
+    run(factory, settings, on_ready=functools.partial(_invite, settings))
 
 
 def _introduce(service: ChatService) -> None:
@@ -67,7 +66,11 @@ def _introduce(service: ChatService) -> None:
     tell(f"engine: {info.name} ({service.engine_reason}; at once: {sequences} sequences, {info.kv_tokens} tokens)")
 
 
-def _invite(url: str, *, with_key: bool) -> None:
-    header = ' -H "Authorization: Bearer $CAUSERIE_API_KEY"' if with_key else ""
+def _invite(settings: Settings, url: str) -> None:
+    """Once requests are answered, and the store is open."""
+    from causerie.chat.stores import place_of
+
+    header = ' -H "Authorization: Bearer $CAUSERIE_API_KEY"' if settings.has_keys else ""
+    tell(f"responses are kept in {place_of(settings.store, port=settings.port)}")
     tell(f"url: {url} (OpenAI API: {url}/v1)")
     tell(f"try: curl -N{header} -d 'Why is the sky blue?' {url}/")

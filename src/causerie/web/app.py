@@ -7,7 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from starlette.exceptions import HTTPException
-from starlette.routing import Route, Router, WebSocketRoute
+from starlette.routing import Match, Route, Router, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from causerie.chat.archive import Archive
@@ -16,7 +16,7 @@ from causerie.errors import CauserieError, InvalidKey
 from causerie.web.access import Access
 from causerie.web.chatbot import Chatbot
 from causerie.web.conversations import Conversations
-from causerie.web.errors import ForeignOrigin, UnknownHost, error_response, routing_error
+from causerie.web.errors import ForeignOrigin, UnknownHost, error_response, method_not_allowed, unknown_route
 from causerie.web.framed_chat import FramedChat
 from causerie.web.openai import Completions, Models
 from causerie.web.ops import Health, MetricsPage, Ready, Welcome
@@ -96,6 +96,7 @@ class App:
                 Route("/metrics", MetricsPage(metrics), methods=["GET"]),
             ],
             redirect_slashes=False,
+            default=_nothing_here,
         )
 
     async def drain(self) -> None:
@@ -116,9 +117,8 @@ class App:
             return
         except ResponseCut:
             raise
-        except HTTPException as error:
-            described = routing_error(error, scope.get("method", "WebSocket"), scope["path"])
-            await error_response(described, id_)(scope, receive, send)
+        except HTTPException:  # Starlette's one refusal that is left to it: of a method.
+            await error_response(method_not_allowed(scope, self._methods(scope)), id_)(scope, receive, send)
         except CauserieError as error:
             if scope["state"].get("body_open") or isinstance(error, InvalidKey):
                 await _refuse_body(error, id_, scope, receive, send)
@@ -128,6 +128,11 @@ class App:
             logger.exception("request %s failed", id_)
             unexpected = CauserieError("The server failed to answer this request. It is not your request's fault.")
             await error_response(unexpected, id_)(scope, receive, send)
+
+    def _methods(self, scope: Scope) -> tuple[str, ...]:
+        """All that the path is there for: it may have several routes, and Starlette looks at the first."""
+        there = [route for route in self._router.routes if route.matches(scope)[0] is not Match.NONE]
+        return tuple(sorted({method for route in there if isinstance(route, Route) for method in route.methods or ()}))
 
     def _admit(self, scope: Scope) -> None:
         """Before anything else of the request is read."""
@@ -156,6 +161,11 @@ def create_app(
         return service.metrics.render()
 
     return App(service, archive, metrics or own, access or Access(service.settings))
+
+
+async def _nothing_here(scope: Scope, receive: Receive, send: Send) -> None:
+    """For a path without a route; Starlette would refuse a handshake with 403 and without a word."""
+    raise unknown_route(scope)
 
 
 async def _refuse_body(error: CauserieError, id_: str, scope: Scope, receive: Receive, send: Send) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.types import Scope
 
 from causerie.errors import (
     Cancelled,
@@ -41,9 +41,14 @@ class UnknownRoute(CauserieError):
 
 
 class MethodNotAllowed(CauserieError):
-    """The path is there, but not for this method."""
+    """The path is there, but not for this method; ``allowed`` are those that it is there for."""
 
     code = "method_not_allowed"
+    allowed: tuple[str, ...] = ()
+
+    def __init__(self, message: str, *, allowed: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.allowed = allowed
 
 
 class ForeignOrigin(CauserieError):
@@ -115,15 +120,22 @@ def error_response(error: CauserieError, request_id: str, *, close: bool = False
         headers["retry-after"] = str(error.retry_after)
     if isinstance(error, InvalidKey):
         headers["www-authenticate"] = "Bearer"
+    if isinstance(error, MethodNotAllowed):
+        headers["allow"] = ", ".join(error.allowed)
     if close:
         headers["connection"] = "close"
     return Response(error_body(error), meaning(error).status, headers, "application/json")
 
 
-def routing_error(error: HTTPException, method: str, path: str) -> CauserieError:
-    """Starlette's own two refusals in our words."""
-    where = f"{method[:20]} {path[:200]}"
-    if error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "")
-        return MethodNotAllowed(f"{where}: this path takes {allowed or 'other methods'} only.")
-    return UnknownRoute(f"{where}: there is nothing here. See GET / for what is.")
+def unknown_route(scope: Scope) -> UnknownRoute:
+    """What a request or a handshake comes to that no route is for."""
+    return UnknownRoute(f"{_asked(scope)}: there is nothing here. See GET / for what is.")
+
+
+def method_not_allowed(scope: Scope, allowed: tuple[str, ...]) -> MethodNotAllowed:
+    """What a request comes to whose path is there for the methods ``allowed`` alone."""
+    return MethodNotAllowed(f"{_asked(scope)}: this path takes {', '.join(allowed)} only.", allowed=allowed)
+
+
+def _asked(scope: Scope) -> str:
+    return f"{scope.get('method', 'WebSocket')[:20]} {scope['path'][:200]}"

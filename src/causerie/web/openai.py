@@ -33,7 +33,7 @@ from causerie.web.streams import (
 from causerie.wire import sse
 from causerie.wire.completions import CompletionCall
 from causerie.wire.disconnect import Place, parse_again
-from causerie.wire.fields import shown
+from causerie.wire.fields import refuse_query, shown
 from causerie.wire.openai import (
     Chunks,
     Heading,
@@ -64,6 +64,7 @@ def limits_of(service: ChatService) -> Limits:
         max_choices=min(service.settings.max_batch_size, service.info.max_sequences),
         vocab_size=service.text.vocab_size,
         context_window=service.info.context_window,
+        max_logprobs=service.info.top_logprobs,
     )
 
 
@@ -85,6 +86,7 @@ class Completions:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         service, request_id = self._service, scope["state"]["request_id"]
         body, limits = await read_body(scope, receive, service.settings), limits_of(service)
+        refuse_query(scope["query_string"])
         call = (
             self._parse(body, limits)
             if len(body) < PARSE_INLINE
@@ -210,6 +212,7 @@ class Models:
         self._created = int(time.time())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        refuse_query(scope["query_string"])
         service = self._service
         model = model_object(service.model_name, self._created, service.info.context_window)
         name = scope["path_params"].get("name")

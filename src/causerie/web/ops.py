@@ -10,7 +10,9 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from causerie.chat.service import ChatService
+from causerie.errors import InvalidRequest
 from causerie.web.requests import header, id_header
+from causerie.wire.fields import QueryFields, query_pairs
 
 DECODE_TIMEOUT = 10.0
 """Seconds in which the engine has to decode one token to be healthy."""
@@ -62,10 +64,16 @@ class MetricsPage:
 
 
 class Welcome:
+    """What is here, for whoever looks; a prompt is refused, since no answer may come of a GET."""
+
     def __init__(self, service: ChatService) -> None:
         self._service = service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        fields = QueryFields(query_pairs(scope["query_string"]))
+        if fields.all("prompt"):
+            raise InvalidRequest("A prompt is sent with POST or PUT, not with GET.", param="prompt")
+        fields.finish()
         host = (header(scope, b"host") or b"localhost").decode("ascii")
         key = "with your API key" if self._service.settings.has_keys else "any key will do"
         text = _WELCOME.format(model=self._service.model_name, host=host, key=key)

@@ -16,11 +16,11 @@ from causerie.types import Event, Failed, Finished
 from causerie.web.delivery import acknowledge
 from causerie.web.openai import EVENT_STREAM_HEADERS, PARSE_INLINE, limits_of
 from causerie.web.requests import ClientGone, header, id_header, owner_of, read_body, send_json
-from causerie.web.streams import StreamedAnswer, leave_with_client, wanted_on_disconnect
+from causerie.web.streams import StreamedAnswer, leave_with_client, refuse_last_event, wanted_on_disconnect
 from causerie.wire import sse
 from causerie.wire.acknowledgement import parse_acknowledgement
 from causerie.wire.disconnect import check_in_background
-from causerie.wire.fields import query_pairs
+from causerie.wire.fields import query_pairs, refuse_members, refuse_query
 from causerie.wire.idempotency import check_same, response_id
 from causerie.wire.items import item_list
 from causerie.wire.queries import ListQuery, parse_list_query, parse_response_query
@@ -37,7 +37,10 @@ class Responses:
         self._archive = archive
 
     async def create(self, scope: Scope, receive: Receive, send: Send) -> None:
-        call = await self._parse(await read_body(scope, receive, self._service.settings))
+        body = await read_body(scope, receive, self._service.settings)
+        refuse_query(scope["query_string"])
+        refuse_last_event(scope)
+        call = await self._parse(body)
         if call.on_disconnect is None and header(scope, b"x-on-disconnect") is not None:
             wanted = wanted_on_disconnect(scope, None)
             if call.background:
@@ -56,6 +59,7 @@ class Responses:
     async def read(self, scope: Scope, receive: Receive, send: Send) -> None:
         """``GET /v1/responses/{id}``: as it is now, or as a stream from the beginning or from a number on."""
         query = parse_response_query(query_pairs(scope["query_string"]))
+        refuse_last_event(scope)
         stream = await self._archive.find(owner_of(scope), scope["path_params"]["id"])
         if not query.stream:
             await send_json(response_object(stream.record, stream.status), scope, receive, send)
@@ -67,17 +71,23 @@ class Responses:
         await self._stream(stream.reader(position), events, scope, receive, send)
 
     async def cancel(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body = await read_body(scope, receive, self._service.settings)
+        refuse_query(scope["query_string"])
+        refuse_members(body)
         record = await self._archive.cancel(owner_of(scope), scope["path_params"]["id"])
         await send_json(response_object(record), scope, receive, send)
 
     async def acknowledge(self, scope: Scope, receive: Receive, send: Send) -> None:
-        shown = parse_acknowledgement(await read_body(scope, receive, self._service.settings))
+        body = await read_body(scope, receive, self._service.settings)
+        refuse_query(scope["query_string"])
+        shown = parse_acknowledgement(body)
         id_ = scope["path_params"]["id"]
         stream = await self._archive.find(owner_of(scope), id_)
         text_end = await acknowledge(shown, stream.answer, len(stream.history))
         await send_json({"id": id_, "object": "response.ack", "text_end": text_end}, scope, receive, send)
 
     async def delete(self, scope: Scope, receive: Receive, send: Send) -> None:
+        refuse_query(scope["query_string"])
         id_ = scope["path_params"]["id"]
         await self._archive.delete(owner_of(scope), id_)
         await send_json(deleted_object(id_), scope, receive, send)

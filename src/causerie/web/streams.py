@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from causerie.chat.log import EventReader, Numbered
 from causerie.config import Settings
-from causerie.errors import Cancelled, CauserieError, InvalidRequest
+from causerie.errors import Cancelled, CauserieError, InvalidRequest, UnsupportedParameter
 from causerie.types import Event, Failed, Finished, FinishReason, OnDisconnect, TextDelta
 from causerie.web.pulse import Pulse
 from causerie.web.requests import ClientGone, header
@@ -78,6 +78,16 @@ def last_place(scope: Scope, id_: str) -> Place | None:
     if named != id_:
         raise InvalidRequest("'Last-Event-ID' is of another stream than the path.", param="Last-Event-ID")
     return place
+
+
+def refuse_last_event(scope: Scope) -> None:
+    """For the routes whose events have a ``sequence_number`` and no id. Raises UnsupportedParameter."""
+    if header(scope, b"last-event-id") is not None:
+        raise UnsupportedParameter(
+            "'Last-Event-ID' has no meaning for a response, whose events have no ids. Read on with "
+            "GET /v1/responses/ID?stream=true&starting_after=N, where N is the last 'sequence_number' that came.",
+            param="Last-Event-ID",
+        )
 
 
 def check_place(place: Place, history: Sequence[Numbered], scope: Scope) -> None:

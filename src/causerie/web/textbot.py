@@ -21,6 +21,7 @@ from causerie.web.requests import Body, header, owner_of, send_json
 from causerie.web.streams import StreamedAnswer, check_place, error_of, last_event, last_place, wanted_on_disconnect
 from causerie.wire import sse
 from causerie.wire.disconnect import START, Place, parse_place_query
+from causerie.wire.fields import refuse_query
 from causerie.wire.textbot import StreamedText, TextCall, TextEvents, parse_streamed, parse_textbot
 
 TEXT_HEADERS = [
@@ -56,6 +57,7 @@ class Textbot:
 
     async def cancel(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Stop a stream that is stored or outlives its readers; one that has ended stays as it is."""
+        refuse_query(scope["query_string"])
         id_ = scope["path_params"]["id"]
         running = await self._archive.cancel_any(owner_of(scope), id_)
         await send_json({"id": id_, "object": "stream", "cancelled": running}, scope, receive, send)

@@ -42,10 +42,9 @@ def take_shown(fields: Fields) -> Shown:
 
 def parse_acknowledgement(body: bytes) -> Shown:
     """The body of a ``POST`` to ``/v1/responses/{id}/ack``. Raises InvalidRequest."""
-    fields = Fields(parse_object(body))
-    shown = take_shown(fields)
-    fields.finish(FIELDS)
-    return shown
+    values = parse_object(body)
+    Fields({name: value for name, value in values.items() if name not in FIELDS}).finish(FIELDS)
+    return take_shown(Fields(values))
 
 
 def text_shown(shown: Shown, answer: Acknowledged, sent: int) -> int:

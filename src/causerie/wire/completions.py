@@ -23,12 +23,12 @@ from causerie.wire.disconnect import take_on_disconnect
 from causerie.wire.fields import ANY, Fields, Neutral, content_text, kind, parse_object, shown
 from causerie.wire.formats import parse_format
 from causerie.wire.sampling import (
-    MAX_LOGPROBS,
     MAX_STOP_TOKEN_IDS,
     SAMPLING_NAMES,
     Limits,
     check_model,
     check_token_ids,
+    take_logprobs,
     take_n,
     take_sampling,
     take_stop,
@@ -103,9 +103,10 @@ _NEUTRAL_MESSAGE: Neutral = {
 }
 _TAKEN = (
     *SAMPLING_NAMES,
-    *("model", "stream", "stream_options", "n", "logprobs", "top_logprobs", "max_completion_tokens"),
-    *("messages", "prompt", "best_of", "on_disconnect", "response_format"),
+    *("model", "stream", "stream_options", "n", "logprobs", "max_completion_tokens", "on_disconnect"),
 )
+_KNOWN_CHAT = (*_TAKEN, "messages", "top_logprobs", "response_format", *_NEUTRAL_CHAT)
+_KNOWN_TEXT = (*_TAKEN, "prompt", "best_of", *_NEUTRAL_TEXT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,23 +132,23 @@ def parse_chat(body: bytes, limits: Limits) -> CompletionCall:
     fields = Fields(parse_object(body))
     check_model(fields, limits)
     wanted = fields.boolean("logprobs")
-    top = fields.integer("top_logprobs", 0, MAX_LOGPROBS)
+    top = take_logprobs(fields, "top_logprobs", limits)
     if top is not None and not wanted:
         raise InvalidRequest("'top_logprobs' needs 'logprobs': true.", param="top_logprobs")
     prompt = ChatPrompt(_take_messages(fields))
     format_ = fields.take("response_format")
     schema = None if format_ is None else parse_format(format_, "response_format", flat=False)
-    return _take_rest(fields, limits, prompt, (top or 0) if wanted else None, _NEUTRAL_CHAT, schema)
+    return _take_rest(fields, limits, prompt, (top or 0) if wanted else None, _NEUTRAL_CHAT, _KNOWN_CHAT, schema)
 
 
 def parse_completion(body: bytes, limits: Limits) -> CompletionCall:
     """A body of ``/v1/completions``. Raises InvalidRequest, UnsupportedParameter or ModelNotFound."""
     fields = Fields(parse_object(body))
     check_model(fields, limits)
-    logprobs = fields.integer("logprobs", 0, MAX_LOGPROBS)
+    logprobs = take_logprobs(fields, "logprobs", limits)
     prompt = _take_prompt(fields, limits)
     best_of = fields.take("best_of")
-    call = _take_rest(fields, limits, prompt, logprobs, _NEUTRAL_TEXT)
+    call = _take_rest(fields, limits, prompt, logprobs, _NEUTRAL_TEXT, _KNOWN_TEXT)
     if best_of is not None and (best_of != call.n or type(best_of) is not int):
         raise UnsupportedParameter("'best_of' is not supported, except where it equals 'n'.", param="best_of")
     return call
@@ -159,6 +160,7 @@ def _take_rest(
     prompt: Prompt,
     logprobs: int | None,
     neutral: Neutral,
+    known: tuple[str, ...],
     schema: str | None = None,
 ) -> CompletionCall:
     ids = fields.take("stop_token_ids")
@@ -173,7 +175,7 @@ def _take_rest(
         on_disconnect=take_on_disconnect(fields),
     )
     fields.neutral(neutral)
-    fields.finish((*_TAKEN, *neutral))
+    fields.finish(known)
     return call
 
 

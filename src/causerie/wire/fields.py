@@ -143,12 +143,17 @@ class Fields:
             )
             raise UnsupportedParameter(f"'{param}' is not supported by this server{only}.", param=param)
 
-    def finish(self, known: Iterable[str] = ()) -> None:
-        """Refuse what nobody took, by its name; ``known`` is what a near miss is compared with."""
+    def finish(self, known: Iterable[str] = (), elsewhere: Mapping[str, str] | None = None) -> None:
+        """Refuse what nobody took, by its name; ``known`` is what a near miss is compared with.
+
+        ``elsewhere`` has names of other protocols, each with what it is called here. A name is never suggested for
+        itself, as where it is known but not beside what was given.
+        """
         for name in self._values:
             cut = name[:MAX_SHOWN]
-            near = difflib.get_close_matches(cut, list(known), n=1, cutoff=0.75)
-            hint = f" Did you mean '{near[0]}'?" if near else ""
+            others = [other for other in known if other != name]
+            near = (elsewhere or {}).get(name) or next(iter(difflib.get_close_matches(cut, others, 1, 0.75)), None)
+            hint = "" if near is None else f" Did you mean '{near}'?"
             param = self.param(cut)
             raise UnsupportedParameter(f"Unknown parameter '{param}'.{hint}", param=param)
 
@@ -170,6 +175,16 @@ def query_pairs(query: bytes) -> list[tuple[str, str]]:
         raise InvalidRequest("The query string is not valid UTF-8.") from None
     except ValueError:
         raise InvalidRequest(f"The query string has more than {MAX_PARAMETERS} parameters.") from None
+
+
+def refuse_query(query: bytes) -> None:
+    """For a route whose URL has no parameters. Raises InvalidRequest, or UnsupportedParameter by name."""
+    QueryFields(query_pairs(query)).finish()
+
+
+def refuse_members(body: bytes) -> None:
+    """For a route whose body is empty, or an object without members. Raises what ``refuse_query`` raises."""
+    Fields(parse_object(body) if body else {}).finish()
 
 
 def _same(value: object, accepted: object) -> bool:
@@ -196,6 +211,10 @@ class QueryFields(Fields):
             param = self.param(name)
             raise InvalidRequest(f"'{param}' is given {len(values)} times; once is enough.", param=param)
         return values[0] if values else None
+
+    def finish(self, known: Iterable[str] = (), elsewhere: Mapping[str, str] | None = None) -> None:
+        self.take("api-version")  # Azure's clients send it with everything; it changes nothing.
+        super().finish(known, elsewhere)
 
     def _boolean(self, value: object) -> bool | None:
         return {"true": True, "1": True, "false": False, "0": False}.get(str(value).lower())

@@ -10,6 +10,8 @@ MAX_NAME = 64
 ANY_OBJECT = '{"type":"object","additionalProperties":{}}'
 """What ``json_object`` stands for."""
 
+_SCHEMA = ("name", "description", "schema", "strict")
+
 
 def parse_format(value: object, param: str, *, flat: bool) -> str | None:
     """The JSON schema that a format object asks for, in the engines' small language, or None for plain text.
@@ -28,7 +30,7 @@ def parse_format(value: object, param: str, *, flat: bool) -> str | None:
         schema = _take_schema(fields, param) if flat else _take_nested(fields, param)
     elif wanted != "text":
         fields.refuse("type", "'text', 'json_object' or 'json_schema'", wanted)
-    fields.finish(("type", "json_schema"))
+    fields.finish(("type", *_SCHEMA) if flat else ("type", "json_schema"))
     return schema
 
 
@@ -39,7 +41,7 @@ def _take_nested(fields: Fields, param: str) -> str:
         raise InvalidRequest(f"'{path}' must be an object, not {kind(value)}.", param=path)
     inner = Fields(value, path + ".")
     schema = _take_schema(inner, path)
-    inner.finish(("name", "description", "schema", "strict"))
+    inner.finish(_SCHEMA)
     return schema
 
 

@@ -19,12 +19,12 @@ from causerie.wire.items import NewId, message, new_item_id, parse_items
 from causerie.wire.options import take_metadata
 from causerie.wire.queries import LOGPROBS, MAX_ID_LENGTH, check_includable
 from causerie.wire.sampling import (
-    MAX_LOGPROBS,
     MAX_STOP_TOKEN_IDS,
     SAMPLING_NAMES,
     Limits,
     check_model,
     check_token_ids,
+    take_logprobs,
     take_sampling,
     take_stop,
 )
@@ -69,6 +69,13 @@ _TAKEN = (
     *("model", "input", "instructions", "previous_response_id", "conversation", "background", "include", "text"),
     *("stream", "stream_options", "reasoning"),
 )
+_ELSEWHERE = {
+    "max_tokens": "max_output_tokens",
+    "max_completion_tokens": "max_output_tokens",
+    "messages": "input",
+    "response_format": "text.format",
+}
+"""What chat completions call it, and what it is called here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +163,7 @@ def response_call(
             fields,
             limits,
             stop_token_ids=frozenset(stop_ids),
-            logprobs=_take_logprobs(fields),
+            logprobs=_take_logprobs(fields, limits),
             json_schema=schema,
             limit_names=("max_output_tokens",),
         ),
@@ -168,7 +175,7 @@ def response_call(
     if background and call.on_disconnect is not None:
         check_in_background(call.on_disconnect)
     fields.neutral(_NEUTRAL)
-    fields.finish((*_TAKEN, *_NEUTRAL))
+    fields.finish((*_TAKEN, *_NEUTRAL), _ELSEWHERE)
     return call
 
 
@@ -250,13 +257,13 @@ def _take_reasoning(fields: Fields) -> None:
     reasoning.finish(_NEUTRAL_REASONING)
 
 
-def _take_logprobs(fields: Fields) -> int | None:
+def _take_logprobs(fields: Fields, limits: Limits) -> int | None:
     include = fields.take("include")
     if include is not None and (not isinstance(include, list) or len(include) > MAX_INCLUDE):
         fields.refuse("include", f"an array of at most {MAX_INCLUDE} strings", include)
     for value in include or ():
         check_includable(value)
-    top = fields.integer("top_logprobs", 0, MAX_LOGPROBS)
+    top = take_logprobs(fields, "top_logprobs", limits)
     if LOGPROBS in (include or ()):
         return top or 0
     if top:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from causerie.errors import InvalidRequest, ModelNotFound
+from causerie.errors import InvalidRequest, ModelNotFound, UnsupportedParameter
 from causerie.types import SamplingParams
 from causerie.wire.fields import Fields, kind, shown
 
@@ -53,6 +53,8 @@ class Limits:
     """Largest ``n``: what can run at once."""
     vocab_size: int
     context_window: int
+    max_logprobs: int = MAX_LOGPROBS
+    """The most alternatives per token that the engine can report."""
 
 
 def check_model(fields: Fields, limits: Limits) -> None:
@@ -108,6 +110,21 @@ def take_n(fields: Fields, limits: Limits) -> int:
     """The number of choices, 1 if it is not named."""
     n = fields.integer("n", 1, min(MAX_CHOICES, limits.max_choices))
     return 1 if n is None else n
+
+
+def take_logprobs(fields: Fields, name: str, limits: Limits) -> int | None:
+    """How many alternatives per token are wanted, under the ``name`` that the protocol has for it.
+
+    Raises InvalidRequest, and UnsupportedParameter for more than the engine reports.
+    """
+    wanted = fields.integer(name, 0, MAX_LOGPROBS)
+    if wanted is not None and wanted > limits.max_logprobs:
+        raise UnsupportedParameter(
+            f"'{name}' is {wanted}, but this model's engine reports at most {limits.max_logprobs} alternatives per "
+            "token; the sampled token's own log-probability needs none.",
+            param=fields.param(name),
+        )
+    return wanted
 
 
 def take_stop(fields: Fields) -> tuple[str, ...]:

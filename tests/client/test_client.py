@@ -149,10 +149,10 @@ async def test_a_turn_that_is_given_up_before_it_was_accepted_is_stopped(cuts: t
     archive = build_archive(service, Settings(store=":memory:"))
     begin, begins, go = archive.store.begin, asyncio.Event(), asyncio.Event()
 
-    async def held(record: ResponseRecord) -> None:
+    async def held(record: ResponseRecord, behind: str | None = None) -> None:
         begins.set()
         await go.wait()
-        await begin(record)
+        await begin(record, behind)
 
     archive.store.begin = held  # type: ignore[method-assign]
     async with asyncio.timeout(30), running_server(service, archive) as url:

@@ -111,6 +111,7 @@ async def test_the_input_buffer_has_a_cap_and_names_what_is_wrong() -> None:
 
         assert await error(lambda: typed(connection, "append", text="y" * 20)) == ("request_too_large", None)
         assert (await error(lambda: typed(connection, "truncate", length=91)))[0] == "invalid_value"
+        await typed(connection, "truncate", length=90)
         assert await error(lambda: typed(connection, "append", text="", response={})) == ("invalid_value", "response")
         await typed(connection, "clear")
         assert (await error(lambda: typed(connection, "commit")))[0] == "invalid_value"
@@ -244,3 +245,18 @@ async def test_a_message_whose_response_is_refused_can_be_committed_again() -> N
         await typed(connection, "commit")
         said = (await to_end_skipping(connection))[-1].response.output_text
         assert "precious" in said and "next" not in said
+
+
+async def test_another_message_takes_the_place_of_one_that_is_torn() -> None:
+    async with connected(recalling()) as (_, connection):
+        frames = typing(
+            ("append", {"text": "old", "response": {"store": False}}),
+            ("append", {"text": 7}),
+            ("append", {"text": "new", "response": {"instructions": "Repeat.", "store": False}}),
+            ("commit", {}),
+        )
+        for frame in frames:
+            await connection.send(frame)  # type: ignore[arg-type]
+        assert (await until_type(connection, "error")).error.param == "text"
+        said = (await to_end_skipping(connection))[-1].response.output_text
+        assert "Repeat." in said and "new" in said and "old" not in said

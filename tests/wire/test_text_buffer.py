@@ -62,8 +62,8 @@ class Typist:
     def _believe(self, edit: Edit) -> None:
         match edit:
             case Append(text, opening):
-                # With its own beginning it is a new message, where there is none.
-                new = self.thinks_sent or (opening is not None and self.there is None)
+                # With its own beginning it is a new message, unless there is one that is whole.
+                new = self.thinks_sent or (opening is not None and self.buffer.state is not State.OPEN)
                 self.believed = ("" if new else self.believed) + text
                 self.thinks_sent = False
             case Truncate(length):
@@ -112,3 +112,17 @@ def test_a_beginning_that_failed_is_begun_anew_by_a_clear_or_another_beginning_o
     buffer.fail()
     buffer.take(Clear())
     buffer.take(Append("b", None))
+
+
+@pytest.mark.parametrize("refused", [Append, Commit])
+def test_a_message_with_its_own_beginning_takes_the_place_of_one_that_cannot_go_on(refused: type[Edit]) -> None:
+    buffer = TextBuffer()
+    buffer.take(Append("a", None))
+    buffer.opening = OPENING
+    with pytest.raises(InvalidRequest, match="first append"):
+        buffer.take(Append("b", OPENING))
+    buffer.take(Truncate(0))
+    buffer.refuse(refused)
+    buffer.take(Append("b", OPENING))
+    assert buffer.state is State.OPEN, "and it is to be given its opening"
+    assert buffer.opening is None

@@ -6,11 +6,12 @@ the client says what it wants to be there. The text itself is kept elsewhere.
 =========  ====================================================================================================
 ``CLOSED``  There is none; the first append opens it.
 ``OPEN``    It takes everything.
-``TORN``    An edit was refused: neither text nor commit may follow before a truncate or a clear. If it could not be
-            opened, an append with its own ``response`` opens it, too.
+``TORN``    An edit was refused: neither text nor commit may follow before a truncate or a clear.
 ``HELD``    A commit was refused, and may be tried again. Text would be joined to a message that its client thinks sent:
             it tears it.
 =========  ====================================================================================================
+
+Torn or held, an append with its own ``response`` is the beginning of another message.
 """
 
 from __future__ import annotations
@@ -36,7 +37,10 @@ class TextBuffer:
         self.opening: Create | None = None
 
     def take(self, edit: Append | Truncate | Clear | Commit) -> None:
-        """Raises InvalidRequest for what may not be done now, and then is as after ``refuse``."""
+        """Raises InvalidRequest for what may not be done now, and then is as after ``refuse``.
+
+        After an append without an ``opening`` here, it is to be given one.
+        """
         try:
             self._check(edit)
         except InvalidRequest:
@@ -44,6 +48,8 @@ class TextBuffer:
             raise
         if isinstance(edit, Clear):
             self.close()
+        elif isinstance(edit, Append) and edit.opening is not None:
+            self.state, self.opening = State.OPEN, None
         elif not isinstance(edit, Commit):
             self.state = State.OPEN
 
@@ -71,25 +77,23 @@ class TextBuffer:
     def _check(self, edit: Append | Truncate | Clear | Commit) -> None:
         match edit:
             case Append(_, opening):
-                if self.opening is not None and opening is not None:
+                if opening is not None and self.state is State.OPEN:
                     raise InvalidRequest(
                         "'response' belongs to the first append; input_text_buffer.clear begins anew.", param="response"
                     )
-                if self.state is State.TORN and opening is None:
+                if opening is None and self.state is State.TORN:
                     raise _torn()
-                if self.state is State.HELD:
+                if opening is None and self.state is State.HELD:
                     raise InvalidRequest(
                         "The message was not committed, and this would be joined to it. Truncate it to what it is to "
                         "have, or clear it.",
                         param="type",
                     )
-            case Clear() if self.state is State.TORN:
-                pass
-            case _ if self.opening is None and self.state is not State.TORN:
+            case _ if self.state is State.CLOSED:
                 raise InvalidRequest("There is no input text buffer; input_text_buffer.append opens one.", param="type")
-            case Truncate() if self.opening is not None:
-                pass
-            case Truncate() | Commit() if self.state is State.TORN:
+            case Commit() if self.state is State.TORN:
+                raise _torn()
+            case Truncate() if self.opening is None:
                 raise _torn()
 
 

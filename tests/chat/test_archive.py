@@ -169,6 +169,19 @@ async def test_a_long_conversation_goes_on_from_its_latest_items(service: ChatSe
     await archive.stop()
 
 
+async def test_who_was_refused_may_ask_again_under_the_same_id(service: ChatService) -> None:
+    archive = Archive(service, SQLiteStore(":memory:"), KEEP)
+    await archive.start()
+    await with_conversation(archive)
+    wanted = call(conversation="c", max_output_tokens=1, on_disconnect="continue")
+    with pytest.raises(ConversationBusy):
+        await archive.create("ada", wanted, id_="r", history=[Item("elsewhere", "user", "Hi")])
+    await until_idle(service)
+    async with (await archive.create("ada", wanted, id_="r")).log.reader() as reader:
+        assert [event async for event in reader]
+    await archive.stop()
+
+
 async def test_a_busy_conversation_is_told_in_the_stores_words(service: ChatService) -> None:
     store = SQLiteStore(":memory:")
     archive = Archive(service, store, KEEP)

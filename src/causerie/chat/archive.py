@@ -144,7 +144,8 @@ class Archive:
             self._conversations[key] = id_
 
         def free() -> None:
-            self._conversations.pop(key, None)
+            if self._conversations.get(key) == id_:
+                del self._conversations[key]
 
         try:
             live, recording = await self._create(owner, id_, wanted, history, free)
@@ -263,6 +264,8 @@ class Archive:
                 await recording.begin(live.log)
             except Exception:
                 live.log.cancel(CancelCause.STOPPED)
+                # There is nothing to be read again: who asks once more may have the id.
+                self._service.streams.forget(live.record.owner, live.record.id)
                 raise
 
     async def history(self, owner: str, wanted: Wanted) -> list[Item]:

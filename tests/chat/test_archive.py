@@ -112,6 +112,26 @@ async def test_who_joins_a_response_while_it_is_begun_and_leaves_does_not_end_it
     await archive.stop()
 
 
+@pytest.mark.parametrize("joins", [False, True])
+async def test_a_response_that_is_over_before_it_is_begun_and_has_no_reader_takes_no_place(
+    service: ChatService, joins: bool
+) -> None:
+    store = SlowToBegin()
+    archive = Archive(service, store, KEEP)
+    await archive.start()
+    creating = asyncio.create_task(archive.create("ada", call(background=True, max_output_tokens=5), id_="r"))
+    await until(lambda: store.begins)
+    reader = (await archive.find("ada", "r")).reader(0) if joins else None
+    await until_idle(service)
+    if reader is not None:
+        await reader.aclose()
+    store.gate.set()
+    await creating
+    assert (await ended(store)).status is Status.INCOMPLETE
+    assert not service._lingering
+    await archive.stop()
+
+
 async def test_who_asks_again_in_a_conversation_while_it_is_begun_is_told_that_it_is(service: ChatService) -> None:
     store = SlowToBegin()
     archive = Archive(service, store, KEEP)

@@ -81,7 +81,6 @@ async def test_a_socket_that_is_not_there_is_refused_as_a_route_that_is_not(path
 
 
 ROUTES: list[tuple[str, str, bytes | dict[str, Any]]] = [
-    ("GET", "/", b""),
     ("DELETE", "/streams/x", b""),
     ("POST", "/v1/chat/completions", chat_body()),
     ("POST", "/v1/completions", {"prompt": "Hi"}),
@@ -99,8 +98,6 @@ ROUTES: list[tuple[str, str, bytes | dict[str, Any]]] = [
     ("POST", "/v1/conversations/c/items", {"items": [{"role": "user", "content": "Hi"}]}),
     ("GET", "/v1/conversations/c/items/i", b""),
     ("DELETE", "/v1/conversations/c/items/i", b""),
-    ("GET", "/v1/models", b""),
-    ("GET", "/v1/models/default", b""),
 ]
 
 

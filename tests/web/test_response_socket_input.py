@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
+from openai import AsyncOpenAI
 from openai.resources.responses.responses import AsyncResponsesConnection
 
+from causerie.chat.build import build_archive
+from causerie.chat.store import Page
 from causerie.config import Settings
+from causerie.errors import StoreError
 from causerie.wire.response_socket import MAX_WAITING
 from tests.support.response_socket import EVENT, TERMINALS, connected, recalling, text_of, to_end, until_type
-from tests.support.service import Permits, says, service_with
+from tests.support.server import running_server
+from tests.support.service import Permits, says, service_with, until
 
 BAD: dict[str, tuple[str, str]] = {
     "no JSON": ("{", "invalid_value"),
@@ -133,7 +140,7 @@ async def errors_of(
 ) -> list[tuple[str, str | None]]:
     """The code and field of each error that frames are answered with that are sent without a pause, and one more."""
     for frame in frames:
-        await connection.send(frame)  # type: ignore[arg-type]
+        await connection.send_raw(json.dumps(frame))  # As a browser does: half of a character, too.
     await connection.send({"type": "the end"})  # type: ignore[arg-type]
     found: list[tuple[str, str | None]] = []
     while True:
@@ -166,6 +173,10 @@ REFUSED: dict[str, tuple[list[tuple[str, dict[str, Any]]], list[tuple[str, str |
     "a verb is unknown": (
         [("append", {"text": "a"}), ("apend", {"text": "b"})],
         [("invalid_value", "type")],
+    ),
+    "a text is half of a character": (
+        [("append", {"text": "a"}), ("append", {"text": "\ud83d"})],
+        [("invalid_value", None)],
     ),
     "less was there": (
         [("append", {"text": "a"}), ("truncate", {"length": 2})],
@@ -260,3 +271,52 @@ async def test_another_message_takes_the_place_of_one_that_is_torn() -> None:
         assert (await until_type(connection, "error")).error.param == "text"
         said = (await to_end_skipping(connection))[-1].response.output_text
         assert "Repeat." in said and "new" in said and "old" not in said
+
+
+AFTER: dict[str, tuple[list[tuple[str, dict[str, Any]]], str]] = {
+    "the same again": ([], "OLD MESSAGE"),
+    "less and more": ([("truncate", {"length": 3}), ("append", {"text": " + more"})], "OLD + more"),
+    "another": ([("append", {"text": "NEW", "response": {}})], "NEW"),
+    "nothing, then another": ([("clear", {}), ("append", {"text": "NEW", "response": {}})], "NEW"),
+}
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize(("edits", "said"), AFTER.values(), ids=AFTER)
+async def test_what_is_typed_at_the_moment_of_a_refusal_meets_the_message_that_was_taken_back(
+    edits: list[tuple[str, dict[str, Any]]], said: str, fails: bool
+) -> None:
+    """With a store that is slow, and with one that fails while the response is refused."""
+    service = service_with(lambda prompt: [byte for byte in prompt if byte < 256])
+    archive = build_archive(service, Settings(store=":memory:"))
+    async with (
+        asyncio.timeout(30),
+        running_server(service, archive) as url,
+        AsyncOpenAI(base_url=f"{url}/v1", api_key="x", max_retries=0) as client,
+        client.responses.connect() as connection,
+    ):
+        conversation = (await client.conversations.create()).id
+        items, down = archive.store.items, False
+
+        async def slow(*args: Any, **fields: Any) -> Page:
+            await asyncio.sleep(0.05)
+            if down:
+                raise StoreError("The store is down.")
+            return await items(*args, **fields)
+
+        archive.store.items = slow  # type: ignore[method-assign]
+        await typed(connection, "append", text="OLD MESSAGE", response={"conversation": conversation})
+        await until(lambda: service._typed.held(""))
+        down = fails
+        if not fails:
+            archive._conversations["", conversation] = "another"
+        await typed(connection, "commit")
+        error = (await until_type(connection, "error")).error
+        assert error.code == ("store_unavailable" if fails else "conversation_locked")
+        down = False
+        archive._conversations.clear()
+        for verb, fields in edits:
+            await typed(connection, verb, **fields)
+        await typed(connection, "commit")
+        answer = (await to_end_skipping(connection))[-1].response.output_text
+        assert said in answer and ("OLD" in answer) == ("OLD" in said) and ("NEW" in answer) == ("NEW" in said)

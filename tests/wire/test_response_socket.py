@@ -271,7 +271,7 @@ def committed() -> tuple[ResponseSocket, list[Action]]:
 def test_a_message_whose_response_is_refused_is_taken_back() -> None:
     socket, actions = committed()
     begun(actions)
-    error, opened, append = socket.refused(None, Overloaded("Full."))
+    opened, append, error = socket.refused(None, Overloaded("Full."))
     assert code([error]) == "overloaded" and isinstance(opened, Open) and append == Append("Hel", None)
     assert tell(socket, "input_text_buffer.commit") == [Commit()]
     assert [item.text for item in begun(socket.committed("Hel")).call.input] == ["Hel"]

@@ -265,7 +265,7 @@ class Archive:
             except Exception:
                 live.log.cancel(CancelCause.STOPPED)
                 # There is nothing to be read again: who asks once more may have the id.
-                self._service.streams.forget(live.record.owner, live.record.id)
+                self._service.streams.drop(live.log)
                 raise
 
     async def history(self, owner: str, wanted: Wanted) -> list[Item]:

@@ -107,6 +107,8 @@ class ResponseLog:
         self._recorder = recorder
         self._on_broken = on_broken
         self._readers: set[Reader] = set()
+        self._holds = 0
+        self._left_while_held = False
         self._on_cancel = on_cancel
         self._on_abandoned = on_abandoned
         self._cancelled = False
@@ -186,17 +188,21 @@ class ResponseLog:
 
     @asynccontextmanager
     async def held(self) -> AsyncIterator[None]:
-        """Nobody who finds it meanwhile is its only reader, whose leaving would end it.
+        """Nobody who finds it meanwhile ends it by leaving, as its only reader.
 
-        Whoever leaves this well takes a reader at once; whoever does not has left it.
+        Whoever leaves this well takes a reader at once, unless it goes on without; whoever does not has left it.
         """
-        reader = self.reader()
+        self._holds += 1
         try:
             yield
         except BaseException:
-            await reader.aclose()
+            self._holds -= 1
+            if not self._readers:
+                self._on_abandoned(self)
             raise
-        self._readers.discard(reader)
+        self._holds -= 1
+        if self._left_while_held and not self._readers and self.outlives_readers:
+            self._on_abandoned(self)
 
     def _show(self, number: int) -> None:
         self._visible = number
@@ -219,8 +225,9 @@ class ResponseLog:
         if reader in self._readers:
             self._readers.remove(reader)
             reader._wake()
-            if not self._readers:
+            if not self._readers and not self._holds:
                 self._on_abandoned(self)
+            self._left_while_held = self._left_while_held or self._holds > 0
 
 
 class EventReader(Protocol):

@@ -94,6 +94,12 @@ class Streams:
         if (timer := self._ended.pop(key, None)) is not None:
             timer.cancel()
 
+    def drop(self, log: ResponseLog) -> None:
+        """``forget`` it, unless its id is another's."""
+        kept = self._kept.get((log.owner, log.id))
+        if kept is not None and kept.log is log:
+            self.forget(log.owner, log.id)
+
     def close(self) -> None:
         """Forget everything, timers too."""
         for timer in (*self._ended.values(), *self._graces.values()):

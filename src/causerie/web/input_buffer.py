@@ -27,14 +27,16 @@ class InputBuffer:
         self._owner = owner
         self._on_prefilled = on_prefilled
         self._typing: Typing | None = None
+        self._history: Sequence[Item] = ()
 
     async def open(self, call: ResponseCall, history: Sequence[Item] | None) -> None:
         """Begin the message that ``call`` is to end with. Raises what ``Archive.history`` raises, or TypedTextLimit."""
+        self.close()
         if history is None:
             history = await self._archive.history(self._owner, call)
         prompt = replace(call, input=(*call.input, Item("", "user", ""))).prompt(history)
         beside = sum(len(item.text) for item in call.input) + len(call.instructions or "")
-        self.close()
+        self._history = history
         self._typing = self._service.typing(prompt, owner=self._owner, beside=beside, on_prefilled=self._on_prefilled)
 
     def append(self, text: str) -> None:
@@ -47,8 +49,8 @@ class InputBuffer:
         if self._typing is not None:
             self._typing.truncate(length)
 
-    async def commit(self) -> str:
-        """What was typed, once the model does not read it ahead any more; the buffer is closed.
+    async def commit(self) -> tuple[str, Sequence[Item]]:
+        """What was typed, and behind what, once the model does not read it ahead any more; the buffer is closed.
 
         Raises InvalidRequest where nothing was, and then it stays open.
         """
@@ -58,7 +60,7 @@ class InputBuffer:
         self._typing = None
         text = typing.text
         await typing.commit()
-        return text
+        return text, self._history
 
     def close(self) -> None:
         """Safe to call twice."""

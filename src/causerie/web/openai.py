@@ -212,7 +212,6 @@ class Models:
         self._created = int(time.time())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        refuse_query(scope["query_string"])
         service = self._service
         model = model_object(service.model_name, self._created, service.info.context_window)
         name = scope["path_params"].get("name")

@@ -73,7 +73,6 @@ class Welcome:
         fields = QueryFields(query_pairs(scope["query_string"]))
         if fields.all("prompt"):
             raise InvalidRequest("A prompt is sent with POST or PUT, not with GET.", param="prompt")
-        fields.finish()
         host = (header(scope, b"host") or b"localhost").decode("ascii")
         key = "with your API key" if self._service.settings.has_keys else "any key will do"
         text = _WELCOME.format(model=self._service.model_name, host=host, key=key)

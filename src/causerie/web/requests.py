@@ -101,7 +101,7 @@ class Body:
         for name, plain in (("Content-Encoding", b"identity"), ("Transfer-Encoding", b"chunked")):
             if (header(scope, name.lower().encode()) or plain).lower() != plain:
                 raise UnsupportedParameter(
-                    f"Compressed bodies are not taken: send it as it is, with no other '{name}' than {plain.decode()}.",
+                    f"No body is taken that is coded or compressed: the only '{name}' here is {plain.decode()}.",
                     param=name,
                 )
         length = header(scope, b"content-length")

@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ParamSpec
 
 from starlette.types import Receive, Scope, Send
 
@@ -34,6 +34,8 @@ from causerie.wire.response_socket import ResponseSocket
 from causerie.wire.responses_events import ResponseEvents
 from causerie.wire.socket_events import Append, Clear, Commit, Edit, Reading, Truncate
 from causerie.wire.socket_lane import Acknowledge, Action, Begin, Open, Stop
+
+P = ParamSpec("P")
 
 logger = logging.getLogger("causerie.web")
 
@@ -70,6 +72,8 @@ class ResponseSession:
         self._reading = Reading(limits_of(service), terms.conversation)
         self._socket = ResponseSocket(_describe, self._reading.opening, interrupting=terms.interrupting)
         self._sending = asyncio.Lock()
+        self._stepping = asyncio.Lock()
+        """Around what the machine is told and what it then wants done, so that the buffer is as the machine thinks."""
         self._tasks: set[asyncio.Task[object]] = set()
         self._readers: set[EventReader] = set()
         self._deliveries: dict[str | None, Delivery] = {}
@@ -138,9 +142,13 @@ class ResponseSession:
             error = RequestTooLarge(f"A message has at most {limit} bytes here.")
             await self._close(meaning(error).close_code, error.message)
         elif len(text) < PARSE_INLINE:
-            await self._do(self._socket.receive(self._reading.parse(text)))
+            await self._step(self._socket.receive, self._reading.parse(text))
         else:
-            await self._do(self._socket.receive(await asyncio.to_thread(self._reading.parse, text)))
+            await self._step(self._socket.receive, await asyncio.to_thread(self._reading.parse, text))
+
+    async def _step(self, tell: Callable[P, Sequence[Action]], *args: P.args, **kwargs: P.kwargs) -> None:
+        async with self._stepping:
+            await self._do(tell(*args, **kwargs))
 
     async def _do(self, actions: Sequence[Action]) -> None:
         for action in actions:
@@ -183,10 +191,10 @@ class ResponseSession:
         try:
             live = await self._archive.create(self._owner, call, history=begin.history)
         except CauserieError as error:
-            await self._do(self._socket.refused(lane, error))
+            await self._step(self._socket.refused, lane, error)
         except Exception:
             logger.exception("a response could not be created on a socket")
-            await self._do(self._socket.refused(lane, CauserieError(_UNFORESEEN)))
+            await self._step(self._socket.refused, lane, CauserieError(_UNFORESEEN))
         else:
             record, log, history = live
             names = None if call.sampling.logprobs is None else self._service.text
@@ -195,7 +203,7 @@ class ResponseSession:
             outcome = outcome_of(log.events, log.ended_at)
             output = None if outcome is None else outcome.item(record.output_id)
             said = [*history, *record.input, *([] if output is None else [output])]
-            await self._do(self._socket.ended(lane, end, said))
+            await self._step(self._socket.ended, lane, end, said)
 
     async def _go_on(self, resumed: Resumed) -> None:
         record = resumed.stream.record
@@ -209,9 +217,9 @@ class ResponseSession:
         try:
             end = await self._send_events(None, delivery, events, resumed.stream.reader(resumed.position))
         except CauserieError as error:  # The store failed, or what was read from it was deleted.
-            await self._do(self._socket.broken(None, error, events.number))
+            await self._step(self._socket.broken, None, error, events.number)
         else:
-            await self._do(self._socket.ended(None, end, ()))
+            await self._step(self._socket.ended, None, end, ())
 
     async def _stop_stored(self, id_: str) -> None:
         with contextlib.suppress(CauserieError):  # It is gone, or the store is; then its events say so.
@@ -245,9 +253,9 @@ class ResponseSession:
         try:
             match action:
                 case Commit():
-                    text = await self._input.commit()
+                    text, history = await self._input.commit()
                     self._prefilled = None
-                    await self._do(self._socket.committed(text))
+                    await self._do(self._socket.committed(text, history))
                 case Clear():
                     self._input.close()
                     self._prefilled = None
@@ -259,6 +267,7 @@ class ResponseSession:
             await self._do(self._socket.unedited(action, error))
 
     async def _open(self, action: Open) -> None:
+        self._prefilled = None
         try:
             await self._input.open(action.call, action.history)
         except CauserieError as error:

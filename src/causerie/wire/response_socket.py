@@ -56,6 +56,8 @@ class _Committed(NamedTuple):
     call: ResponseCall
     opening: Create
     text: str
+    history: Sequence[Item] | None
+    """What it was typed behind."""
 
 
 class ResponseSocket:
@@ -116,7 +118,7 @@ class ResponseSocket:
         lane.move("refused")
         lane.stopped = False
         if not lane.steers:
-            return [self.error(error, name), *self._take_back(lane.call), *self._go_on(lane)]
+            return [*self._take_back(lane.call), self.error(error, name), *self._go_on(lane)]
         failed = self._fail_steers(lane, "successor_creation_failed", error.message)
         return [*failed, *self._go_on(lane)]
 
@@ -154,14 +156,14 @@ class ResponseSocket:
         lane.move("begin")
         lane.call = self._opening().call
 
-    def committed(self, text: str) -> list[Action]:
-        """The buffer's text, which answers ``Commit``; the buffer is closed with it."""
+    def committed(self, text: str, history: Sequence[Item] | None = None) -> list[Action]:
+        """The buffer's text, and what it was typed behind, which answers ``Commit``; the buffer is closed with it."""
         opening = self._buffer.opening
         assert opening is not None
         self._buffer.close()
         item = Item(f"msg_{uuid.uuid4().hex}", "user", text)
         call = replace(opening.call, input=(*opening.call.input, item))
-        self._committed = _Committed(call, opening, text)
+        self._committed = _Committed(call, opening, text, history)
         return self.receive(Create(opening.lane, call))
 
     def unopened(self, error: CauserieError) -> list[Action]:
@@ -321,8 +323,8 @@ class ResponseSocket:
         self._committed = None
         if not self._buffer.hold(committed.opening):
             return []
-        opening = committed.opening.call
-        return [Open(opening, self._known(opening)), Append(committed.text, None)]
+        # With the history that it had, so that nothing is asked of a store that may be why it was refused.
+        return [Open(committed.opening.call, committed.history), Append(committed.text, None)]
 
     def _remember(self, response: str, ended: _Ended) -> None:
         self._ended[response] = ended

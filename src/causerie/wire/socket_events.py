@@ -23,6 +23,7 @@ from causerie.wire.responses_request import MAX_ITEMS, ResponseCall, response_ca
 from causerie.wire.sampling import Limits
 
 MAX_TEXT = 2**31 - 1
+_EDITS = "input_text_buffer."
 _STREAM_ID = re.compile(r"[A-Za-z0-9_.-]{1,256}", re.ASCII)
 
 
@@ -111,7 +112,9 @@ class Reading:
 
     def parse(self, text: str) -> ClientEvent:
         """Never raises for what a client can send."""
-        lane, edit = None, None
+        lane = None
+        # One that cannot be read may have been text: half of a character, say, as a browser cuts it.
+        edit: type[Edit] | None = Append if _EDITS in text else None
         try:
             values = parse_object(text, "frame")
             type_ = values.pop("type", None)
@@ -256,7 +259,7 @@ _PARSERS: Mapping[str, Callable[[Reading, str | None, dict[str, object]], Client
 
 def _edit_of(type_: object) -> type[Edit] | None:
     """What a frame is to do to the message; what is not known would have changed it."""
-    if not isinstance(type_, str) or not type_.startswith("input_text_buffer."):
+    if not isinstance(type_, str) or not type_.startswith(_EDITS):
         return None
     known: dict[str, type[Edit]] = {"truncate": Truncate, "clear": Clear, "commit": Commit}
     return known.get(type_.partition(".")[2], Append)

@@ -24,6 +24,8 @@ pytestmark = pytest.mark.slow
 SOME, LONG = "la " * 200, "la " * 1200
 """The scripted engine says a turn back: these for 5 and for 28 seconds."""
 MOST = 4000
+TRIES = 10
+"""Of two ingresses Ray mostly, but not always, takes the one that is less busy."""
 LEASE = 5.0
 
 
@@ -80,20 +82,23 @@ def check_order(*streams: Stream) -> None:
 
 
 def test_a_stream_is_read_through_one_ingress_while_another_generates_it(server: Bot, cluster: RayCluster) -> None:
-    first = Streaming(server, input=SOME, max_output_tokens=MOST, background=True)
-    begun = first.begun()
-    seen = Stream(list(begun.events))
-    asked = Asked(cluster)
-    rest = Streaming(server, asked.headers, again=begun.id, after=seen.events[-1]["sequence_number"])
-    rest.begun()
-    ingress = generating(server)
-    resumed, whole = rest.finish(), first.finish()
-    assert asked.ingress != ingress
-    check_order(seen, resumed)
-    check_order(whole)
-    assert seen.text + resumed.text == whole.text == said(whole.end)
-    assert resumed.events[-1] == whole.events[-1]
-    assert whole.text.startswith(f"You said: {SOME.strip()}.")
+    def other() -> bool:
+        first = Streaming(server, input=SOME, max_output_tokens=MOST, background=True)
+        begun = first.begun()
+        seen = Stream(list(begun.events))
+        asked = Asked(cluster)
+        rest = Streaming(server, asked.headers, again=begun.id, after=seen.events[-1]["sequence_number"])
+        rest.begun()
+        ingress = generating(server)
+        resumed, whole = rest.finish(), first.finish()
+        check_order(seen, resumed)
+        check_order(whole)
+        assert seen.text + resumed.text == whole.text == said(whole.end)
+        assert resumed.events[-1] == whole.events[-1]
+        assert whole.text.startswith(f"You said: {SOME.strip()}.")
+        return asked.ingress != ingress
+
+    assert any(other() for _ in range(TRIES))
 
 
 def rest_of(connection: Connection) -> bytes:
@@ -104,21 +109,27 @@ def rest_of(connection: Connection) -> bytes:
 
 
 def test_a_stream_that_is_not_stored_is_read_through_another_ingress_too(server: Bot, cluster: RayCluster) -> None:
-    path, body = "/v1/chat/completions", chat_body(SOME, stream=True, on_disconnect="continue", max_tokens=MOST)
-    with Connection(server.address, timeout=60) as first, Connection(server.address, timeout=60) as again:
-        first.request("POST", path, body, {"X-Request-Id": "unstored"}).head()
-        had = b""
-        while not text_of(had):
-            had += first.chunk()
-        asked = Asked(cluster)
-        headers = {**asked.headers, "Last-Event-ID": str(events(had)[-1][0])}
-        assert again.request("GET", f"{path}/unstored?stream=true", None, headers).head()[0] == 200
-        begun = again.chunk()
-        ingress = generating(server)
-        rest, whole = begun + rest_of(again), had + rest_of(first)
-    assert asked.ingress != ingress
-    assert text_of(had) + text_of(rest) == text_of(whole) and text_of(whole).startswith(f"You said: {SOME.strip()}.")
-    assert events(rest)[-2:] == events(whole)[-2:]
+    def other() -> bool:
+        id_ = uuid.uuid4().hex
+        path, body = "/v1/chat/completions", chat_body(SOME, stream=True, on_disconnect="continue", max_tokens=MOST)
+        with Connection(server.address, timeout=60) as first, Connection(server.address, timeout=60) as again:
+            first.request("POST", path, body, {"X-Request-Id": id_}).head()
+            had = b""
+            while not text_of(had):
+                had += first.chunk()
+            asked = Asked(cluster)
+            headers = {**asked.headers, "Last-Event-ID": str(events(had)[-1][0])}
+            assert again.request("GET", f"{path}/{id_}?stream=true", None, headers).head()[0] == 200
+            begun = again.chunk()
+            ingress = generating(server)
+            rest, whole = begun + rest_of(again), had + rest_of(first)
+        assert text_of(had) + text_of(rest) == text_of(whole) and text_of(whole).startswith(
+            f"You said: {SOME.strip()}."
+        )
+        assert events(rest)[-2:] == events(whole)[-2:]
+        return asked.ingress != ingress
+
+    assert any(other() for _ in range(TRIES))
 
 
 def test_the_other_ingress_has_all_that_one_said_before_it_was_killed_and_then_one_end(
@@ -149,16 +160,19 @@ def test_the_other_ingress_has_all_that_one_said_before_it_was_killed_and_then_o
 
 
 def test_a_response_is_cancelled_through_another_ingress(server: Bot, cluster: RayCluster) -> None:
-    running = Streaming(server, input=LONG, max_output_tokens=MOST, background=True)
-    begun = running.begun()
-    ingress = generating(server)
-    asked = Asked(cluster)
-    answer = ask(server, "POST", f"/v1/responses/{begun.id}/cancel", headers=asked.headers)
-    assert (answer.status, answer.json()["status"]) == (200, "cancelled"), answer
-    assert asked.ingress != ingress
-    until_nothing_runs(server.url, 5)
-    assert running.finish().whole
-    assert ask(server, "GET", f"/v1/responses/{begun.id}").json()["status"] == "cancelled"
+    def other() -> bool:
+        running = Streaming(server, input=LONG, max_output_tokens=MOST, background=True)
+        begun = running.begun()
+        ingress = generating(server)
+        asked = Asked(cluster)
+        answer = ask(server, "POST", f"/v1/responses/{begun.id}/cancel", headers=asked.headers)
+        assert (answer.status, answer.json()["status"]) == (200, "cancelled"), answer
+        until_nothing_runs(server.url, 5)
+        assert running.finish().whole
+        assert ask(server, "GET", f"/v1/responses/{begun.id}").json()["status"] == "cancelled"
+        return asked.ingress != ingress
+
+    assert any(other() for _ in range(TRIES))
 
 
 def test_a_conversation_goes_on_in_another_ingress(server: Bot, cluster: RayCluster) -> None:

@@ -112,15 +112,21 @@ async def test_who_joins_a_response_while_it_is_begun_and_leaves_does_not_end_it
     await archive.stop()
 
 
-@pytest.mark.parametrize("joins", [False, True])
-async def test_a_response_that_is_over_before_it_is_begun_and_has_no_reader_takes_no_place(
-    service: ChatService, joins: bool
-) -> None:
+async def in_background(service: ChatService) -> tuple[SlowToBegin, Archive, asyncio.Task[Live]]:
+    """A response in the background that the store is beginning; its gate is closed."""
     store = SlowToBegin()
     archive = Archive(service, store, KEEP)
     await archive.start()
     creating = asyncio.create_task(archive.create("ada", call(background=True, max_output_tokens=5), id_="r"))
     await until(lambda: store.begins)
+    return store, archive, creating
+
+
+@pytest.mark.parametrize("joins", [False, True])
+async def test_a_response_that_is_over_before_it_is_begun_and_has_no_reader_takes_no_place(
+    service: ChatService, joins: bool
+) -> None:
+    store, archive, creating = await in_background(service)
     reader = (await archive.find("ada", "r")).reader(0) if joins else None
     await until_idle(service)
     if reader is not None:
@@ -152,11 +158,7 @@ async def test_who_asks_again_in_a_conversation_while_it_is_begun_is_told_that_i
 async def test_a_background_response_goes_on_although_its_client_left_while_it_was_begun(
     service: ChatService,
 ) -> None:
-    store = SlowToBegin()
-    archive = Archive(service, store, KEEP)
-    await archive.start()
-    creating = asyncio.create_task(archive.create("ada", call(background=True, max_output_tokens=5), id_="r"))
-    await until(lambda: store.begins)
+    store, archive, creating = await in_background(service)
     creating.cancel()
     await asyncio.wait({creating})
     store.gate.set()

@@ -70,8 +70,7 @@ class Welcome:
         self._service = service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        fields = QueryFields(query_pairs(scope["query_string"]))
-        if fields.all("prompt"):
+        if QueryFields(query_pairs(scope["query_string"])).all("prompt"):
             raise InvalidRequest("A prompt is sent with POST or PUT, not with GET.", param="prompt")
         host = (header(scope, b"host") or b"localhost").decode("ascii")
         key = "with your API key" if self._service.settings.has_keys else "any key will do"
